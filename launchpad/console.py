@@ -1,0 +1,77 @@
+"""What the user sees: tables, progress bars on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Advance = Callable[[float, float], None]
+"""Tells progress: (done, total), in any unit."""
+
+PLAIN_INTERVAL_S = 10.0
+
+
+def say(text: str, style: str = "") -> None:
+    out.print(Text(text, style=style))
+
+
+def fail(text: str) -> None:
+    err.print(Text(text, style="red"))
+
+
+def heading(number: int, total: int, name: str, summary: str) -> None:
+    """Announce a stage of a chain."""
+    out.print(Text.assemble((f"[{number}/{total}] ", "dim"), (name, "bold cyan"), (f"  {summary}", "dim")))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """Print rows under columns; the columns named in `right` are set flush right."""
+    grid = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    out.print(grid, soft_wrap=False)
+
+
+def verdict(ok: bool | None) -> Text:
+    """A word for a gate: passed, failed, or not run."""
+    if ok is None:
+        return Text("not run", style="yellow")
+    return Text("passed", style="green") if ok else Text("FAILED", style="bold red")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Advance]:
+    """Show that `what` goes on. Gives a function (done, total) to say how far; until it is called a spinner turns."""
+    if not out.is_terminal:
+        with _plain_progress(what) as advance:
+            yield advance
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _plain_progress(what: str) -> Iterator[Advance]:
+    """A line now and then, none for what is over at once."""
+    last = time.monotonic()
+
+    def advance(done: float, total: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_INTERVAL_S:
+            last = time.monotonic()
+            say(f"  {what}: {done / total:.0%}" if total else f"  {what}")
+
+    yield advance

@@ -1,0 +1,111 @@
+"""Files that survive an interruption: content hashes, and writing that replaces the old only when the new is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return the hex SHA-256 of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree(path: Path, leave_out: Iterable[Path] = ()) -> dict[str, str]:
+    """Return {relative path: SHA-256} of a folder's files, hidden ones and compiled Python apart.
+
+    A file is its own tree, under the name `.`; a path that is not there has none. `leave_out`: folders to pass over.
+    """
+    if path.is_file():
+        return {".": sha256(path)}
+    skipped = set(leave_out)
+    found = {}
+    for folder, folders, names in os.walk(path):
+        here = Path(folder)
+        folders[:] = [
+            name for name in folders if not name.startswith((".", "__pycache__")) and here / name not in skipped
+        ]
+        for name in names:
+            if not name.startswith("."):
+                found[(here / name).relative_to(path).as_posix()] = sha256(here / name)
+    return dict(sorted(found.items()))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = _beside(path, "new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, indented, with a newline at its end."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's value, or None when it is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def staged(path: Path) -> Path:
+    """Return a fresh place beside `path`, on the same file system, in which to prepare what shall replace it."""
+    new = _beside(path, "new")
+    remove(new)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def publish(path: Path) -> None:
+    """Put what was prepared in `staged(path)` in place of `path`; `recover` undoes a swap that was cut short."""
+    old = _beside(path, "old")
+    remove(old)
+    if path.exists():
+        path.rename(old)
+    _beside(path, "new").rename(path)
+    remove(old)
+
+
+def discard(path: Path) -> None:
+    """Throw away what was prepared for `path`."""
+    remove(_beside(path, "new"))
+
+
+def recover(path: Path) -> None:
+    """Bring back the old content of `path` if a run was killed in the middle of `publish`."""
+    old = _beside(path, "old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    remove(old)
+    discard(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")

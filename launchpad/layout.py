@@ -1,0 +1,77 @@
+"""Where everything lies in a checkout: one place that knows the folders, so that stages agree on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CANONICAL_MODELS = "/models"
+CANONICAL_CONFIG = "/config"
+"""The roots that committed files name; an image has them, a local launch puts the deployment folder in their place."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    root: Path
+
+    # artifacts that are committed
+    def versions(self, model: str) -> Path:
+        return self.root / "models" / model / "versions"
+
+    def version(self, model: str, version: int) -> Path:
+        """The SavedModel of a version, exactly as it is served."""
+        return self.versions(model) / str(version)
+
+    def warmup_records(self, model: str, version: int) -> Path:
+        return self.version(model, version) / "assets.extra"
+
+    def evidence(self, model: str, version: int) -> Path:
+        """What the export measured of a version: manifest.json and examples.npz."""
+        return self.root / "models" / model / "evidence" / str(version)
+
+    @property
+    def serving_config(self) -> Path:
+        return self.root / "serving" / "config"
+
+    @property
+    def tuned(self) -> Path:
+        return self.root / "serving" / "tuned.yaml"
+
+    @property
+    def locustfile(self) -> Path:
+        return self.root / "loadtests" / "locustfile.py"
+
+    def results(self, run: str) -> Path:
+        return self.root / "loadtests" / "results" / run
+
+    def report(self, run: str) -> Path:
+        return self.root / "reports" / run
+
+    # what is never committed
+    @property
+    def private(self) -> Path:
+        return self.root / ".launchpad"
+
+    @property
+    def deployment(self) -> Path:
+        return self.private / "deployment"
+
+    @property
+    def server_state(self) -> Path:
+        return self.private / "server.json"
+
+    @property
+    def server_log(self) -> Path:
+        return self.private / "logs" / "server.log"
+
+    @property
+    def warmup_result(self) -> Path:
+        return self.private / "warmup.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.private / "lock"
+
+    def relative(self, path: Path) -> str:
+        """Return the path as the user would write it in the checkout."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

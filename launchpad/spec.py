@@ -1,0 +1,444 @@
+"""`pipeline.yaml` as typed, validated, immutable objects. Reading the file, with its line numbers, is `declaration`'s.
+
+Every field says its unit in its name and its purpose in its description; the descriptions travel into the JSON
+Schema that editors use.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from launchpad.modelserver.flags import FLAGS, nearest
+
+Positive = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Shape = Annotated[tuple[Positive, ...], Field(description="Dimensions behind the batch dimension.")]
+
+
+class Strict(BaseModel):
+    """No unknown key, no coerced type, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+# --- models ---------------------------------------------------------------------------------------------------
+
+
+class ParseTensor(Strict):
+    dtype: Literal["float32", "float64", "uint8", "int32", "int64"] = "float32"
+    """Type of the serialised tensor."""
+    shape: Shape
+
+
+class DecodeRaw(Strict):
+    dtype: Literal["uint8", "int16", "int32", "int64", "float32", "float64"] = "uint8"
+    """Type of the little-endian values."""
+    shape: Shape
+
+
+class DecodeImage(Strict):
+    channels: Literal[1, 3] = 1
+    """1 for grey, 3 for RGB."""
+
+
+class Resize(Strict):
+    height: Positive
+    width: Positive
+    method: Literal["bilinear", "nearest", "area"] = "bilinear"
+
+
+class Reshape(Strict):
+    shape: Shape
+
+
+class Normalize(Strict):
+    mean: float = 0.0
+    """Subtracted first."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Divided by afterwards."""
+
+
+class Nothing(Strict):
+    """A step without settings."""
+
+
+class Step(Strict):
+    """One step of preprocessing: a mapping with exactly one key. A step without settings may be given by name."""
+
+    decode_base64: Nothing | None = None
+    """Web-safe base64 text to bytes."""
+    parse_tensor: ParseTensor | None = None
+    """A serialised TensorProto to a tensor."""
+    decode_raw: DecodeRaw | None = None
+    """Raw little-endian bytes to a tensor; one vectorised operation for the whole batch."""
+    decode_image: DecodeImage | None = None
+    """PNG, JPEG, GIF or BMP of any size to pixels 0..255, [height, width, channels]."""
+    resize: Resize | None = None
+    """Pixels to another height and width."""
+    reshape: Reshape | None = None
+    """The same values in another shape."""
+    normalize: Normalize | None = None
+    """(value - mean) / scale, as float32."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {value: {}} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        bare = [name for name in cls.model_fields if name in ("decode_base64", "decode_image", "normalize")]
+        mapping = handler.resolve_ref_schema(handler(core)) | {"minProperties": 1, "maxProperties": 1}
+        return {"anyOf": [mapping, {"enum": bare}]}
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Step:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"a step has exactly one of: {', '.join(Step.model_fields)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return next(iter(self.model_fields_set))
+
+    @property
+    def settings(self) -> Any:
+        return getattr(self, self.name)
+
+
+Steps = tuple[Step, ...]
+
+
+class Input(Strict):
+    dtype: Literal["float32", "float64", "uint8", "int32", "int64", "string"] = "float32"
+    shape: Annotated[tuple[Positive, ...], Field(description="Dimensions behind the batch dimension.")] = ()
+    name: str | None = None
+    """Key of the input in the signature; the model's own input name unless given."""
+
+
+class Signature(Strict):
+    input: Input | None = None
+    """What a client sends. Left out: a string when the first step decodes one, else what the model takes."""
+    steps: Steps = ()
+    """From what a client sends to what `preprocessing` starts from."""
+
+
+class Acceptance(Strict):
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least accuracy on the held-out data; a gate of the export."""
+    parity: Annotated[float, Field(gt=0)] = 1e-5
+    """Largest difference allowed between the model and each of its signatures."""
+    parity_examples: Positive = 500
+    """Held-out examples that the parity gate sends through each signature."""
+
+
+class Warmup(Strict):
+    enabled: bool = True
+    """Write warmup requests that the server replays before a version turns AVAILABLE."""
+    requests: Positive = 50
+    """Requests that the warmup stage sends to each signature of the running server."""
+
+
+class VersionPolicy(Strict):
+    latest: Positive | None = None
+    """Serve the newest so many versions."""
+    specific: tuple[Positive, ...] | None = None
+    """Serve these versions."""
+    all: bool = False
+    """Serve every version there is."""
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> VersionPolicy:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a version policy has exactly one of: latest, specific, all")
+        return self
+
+
+class BatchQueue(Strict):
+    """Batching parameters of one queue: what a model may set for itself."""
+
+    max_batch_size: Positive
+    """Most examples in a batch. Larger: more throughput, more latency for the first in the batch."""
+    batch_timeout_micros: Annotated[int, Field(ge=0)] = 0
+    """Longest wait for a batch to fill, in µs. 0: a free thread takes what there is."""
+    max_enqueued_batches: Positive = 10
+    """Batches that may wait; more are refused (503). Bounds the queueing delay."""
+    allowed_batch_sizes: tuple[Positive, ...] = ()
+    """Sizes that batches are padded up to; increasing, the last equal to max_batch_size. Empty: any size."""
+    pad_variable_length_inputs: bool = False
+    enable_large_batch_splitting: bool = False
+    """Split a request that is larger than max_batch_size instead of refusing it."""
+    max_execution_batch_size: Positive | None = None
+    """With splitting: most examples that the model is run on at once; at most max_batch_size."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> BatchQueue:
+        sizes = self.allowed_batch_sizes
+        if sizes and (list(sizes) != sorted(set(sizes)) or sizes[-1] != self.execution_size):
+            raise ValueError(
+                f"allowed_batch_sizes must increase and end with {self.execution_size}, the largest batch that "
+                "is run; the server would not load the model"
+            )
+        if self.max_execution_batch_size and not self.enable_large_batch_splitting:
+            raise ValueError("max_execution_batch_size needs enable_large_batch_splitting: true")
+        if self.execution_size > self.max_batch_size:
+            raise ValueError("max_execution_batch_size must not exceed max_batch_size")
+        return self
+
+    @property
+    def execution_size(self) -> int:
+        """Most examples that the model is run on at once."""
+        return self.max_execution_batch_size or self.max_batch_size
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Every batch size that the model can be run with, increasing."""
+        return self.allowed_batch_sizes or tuple(range(1, self.execution_size + 1))
+
+
+class Batching(BatchQueue):
+    """Batching parameters of the server: the queue's, and the thread pool that all models share."""
+
+    num_batch_threads: Positive
+    """Batches that run at once, over all models."""
+    thread_pool_name: str = "batch_threads"
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
+def _batching_kind(value: Any) -> str:
+    return "parameters" if isinstance(value, (dict, BatchQueue)) else "word"
+
+
+Word = Annotated[Literal["off", "tuned"], Tag("word"), WithJsonSchema({"enum": ["off", "tuned", False]})]
+ServerBatching = Annotated[
+    Word | Annotated[Batching, Tag("parameters")], Discriminator(_batching_kind), BeforeValidator(_off)
+]
+ModelBatching = Annotated[
+    Word | Annotated[BatchQueue, Tag("parameters")], Discriminator(_batching_kind), BeforeValidator(_off)
+]
+
+
+class Model(Strict):
+    source: str
+    """`path/to/module.py:function`, a `.keras` file, or a SavedModel directory."""
+    version: Positive = 1
+    """Version directory that the export writes. Raise it to publish beside the earlier ones."""
+    data: str | None = None
+    """`.npz` with x_train, y_train, x_test, y_test: to train on, to check and to load-test with."""
+    seed: int = 0
+    preprocessing: Steps = ()
+    """Steps inside the graph that every signature ends with, such as normalize."""
+    signatures: Annotated[dict[str, Signature], Field(min_length=1)] = {"serving_default": Signature()}
+    """Named entry points. For a SavedModel: the ones that it must have."""
+    acceptance: Acceptance = Acceptance()
+    warmup: Warmup = Warmup()
+    batching: ModelBatching | None = None
+    """Parameters of this model's own queue; the server's `batching` unless given."""
+    version_policy: VersionPolicy | None = None
+    """Which versions are served; the newest unless given."""
+    version_labels: dict[str, Positive] = {}
+    """Names such as `stable` for versions."""
+
+    @property
+    def source_kind(self) -> Literal["function", "keras", "saved_model"]:
+        if self.source.endswith(".keras"):
+            return "keras"
+        return "function" if ".py:" in self.source else "saved_model"
+
+
+# --- serving --------------------------------------------------------------------------------------------------
+
+
+def _known_flag(name: str) -> str:
+    if name not in FLAGS:
+        raise ValueError(f"tensorflow_model_server has no such flag; the nearest is {nearest(name)!r}")
+    if name in DECLARED_ELSEWHERE:
+        raise ValueError(f"follows from {DECLARED_ELSEWHERE[name]}; set it there")
+    return name
+
+
+def _fits(flag: str, value: Any) -> bool:
+    kind = FLAGS[flag].type
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+DECLARED_ELSEWHERE = {
+    "port": "serving.ports.grpc",
+    "rest_api_port": "serving.ports.rest",
+    "model_name": "models",
+    "model_base_path": "models",
+    "model_config_file": "models",
+    "enable_batching": "serving.batching",
+    "batching_parameters_file": "serving.batching",
+    "enable_per_model_batching_parameters": "the models' batching",
+    "monitoring_config_file": "serving.monitoring",
+}
+"""Flags that other parts of the declaration decide, with the part."""
+
+
+class Ports(Strict):
+    rest: Port = 8501
+    """0 turns REST off, and the metrics page with it."""
+    grpc: Port = 8500
+    """0 turns gRPC off."""
+
+
+class Monitoring(Strict):
+    enabled: bool = True
+    path: Annotated[str, Field(pattern="^/")] = "/monitoring/prometheus/metrics"
+    """Path of the Prometheus page on the REST port."""
+
+
+class Serving(Strict):
+    image: str = "tensorflow/serving:2.20.0"
+    """Base image; the exporter must not be newer than it."""
+    backend: Literal["auto", "docker", "native", "embedded"] = "auto"
+    """Where the server runs; `auto` takes the first that can work."""
+    ports: Ports = Ports()
+    batching: ServerBatching = "off"
+    """`off`, `tuned` (from serving/tuned.yaml), or parameters."""
+    flags: dict[Annotated[str, AfterValidator(_known_flag)], bool | int | float | str] = {}
+    """Further flags of tensorflow_model_server, by name."""
+    monitoring: Monitoring = Monitoring()
+    ready_timeout_s: Annotated[float, Field(gt=0)] = 120
+    """How long the launch waits for every model to be AVAILABLE."""
+
+
+# --- load tests, objectives -----------------------------------------------------------------------------------
+
+
+class Traffic(Strict):
+    model: str
+    signature: str = "serving_default"
+    batch: Positive = 1
+    """Examples in each request."""
+    weight: Positive = 1
+    """Share of the requests, relative to the other lines."""
+
+
+class Profile(Strict):
+    users: Positive
+    """Clients that wait for each answer before they send the next request (closed loop)."""
+    duration_s: Annotated[float, Field(gt=0)]
+    """Measured time, after all users have started."""
+    spawn_rate: Annotated[float, Field(gt=0)] = 100
+    """Users started a second."""
+    think_time_ms: Annotated[float, Field(ge=0)] = 0
+    """A user's pause between an answer and its next request."""
+    traffic: tuple[Traffic, ...] = ()
+    """Who is asked what; empty: every model's serving_default alike."""
+
+
+class LoadTest(Strict):
+    profile: str
+    """The profile that runs unless another is named."""
+    profiles: Annotated[dict[str, Profile], Field(min_length=1)]
+
+
+class Objectives(Strict):
+    p99_ms: Annotated[float, Field(gt=0)] | None = None
+    """Highest 99th percentile of the response time, for each model."""
+    error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Highest share of failed requests, for each model."""
+    throughput_rps: Annotated[float, Field(gt=0)] | None = None
+    """Least successful requests a second, over all models."""
+
+
+# --- past this machine ----------------------------------------------------------------------------------------
+
+
+class Replicas(Strict):
+    min: Positive = 3
+    max: Positive = 10
+
+
+class Kubernetes(Strict):
+    namespace: str = "default"
+    replicas: Replicas = Replicas()
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of each pod."""
+
+
+class Waiver(Strict):
+    gate: str
+    reason: Annotated[str, Field(min_length=1)]
+    expires: datetime.date
+    """Last day on which the waiver counts."""
+
+
+class Release(Strict):
+    profile: str | None = None
+    """Load-test profile that the release is judged by; the default one unless given."""
+    waivers: tuple[Waiver, ...] = ()
+
+
+class Pipeline(Strict):
+    """The declaration as a whole."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+    models: Annotated[dict[Annotated[str, Field(pattern="^[A-Za-z0-9._-]+$")], Model], Field(min_length=1)]
+    serving: Serving = Serving()
+    loadtest: LoadTest = LoadTest(profile="steady", profiles={"steady": Profile(users=16, duration_s=30)})
+    objectives: Objectives = Objectives()
+    kubernetes: Kubernetes = Kubernetes()
+    release: Release = Release()
+    store: str = "sqlite:///.launchpad/store.db"
+    """SQLAlchemy URL of the run store; a relative SQLite path counts from the checkout."""
+
+    def contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield (key path, message) for each reference between parts of the declaration that does not hold."""
+        if self.loadtest.profile not in self.loadtest.profiles:
+            yield ("loadtest", "profile"), _no_such("profile", self.loadtest.profile, self.loadtest.profiles)
+        if self.release.profile and self.release.profile not in self.loadtest.profiles:
+            yield ("release", "profile"), _no_such("profile", self.release.profile, self.loadtest.profiles)
+        for name, profile in self.loadtest.profiles.items():
+            for index, line in enumerate(profile.traffic):
+                place: tuple[str | int, ...] = ("loadtest", "profiles", name, "traffic", index)
+                if line.model not in self.models:
+                    yield (*place, "model"), _no_such("model", line.model, self.models)
+                elif line.signature not in self.models[line.model].signatures:
+                    known = self.models[line.model].signatures
+                    yield (*place, "signature"), _no_such("signature", line.signature, known)
+        for name, model in self.models.items():
+            if isinstance(model.batching, BatchQueue) and self.serving.batching == "off":
+                yield ("models", name, "batching"), "needs serving.batching, which sets the batch threads"
+            if model.source_kind == "saved_model" and (
+                model.preprocessing or any(s.steps or s.input for s in model.signatures.values())
+            ):
+                message = "a SavedModel keeps its own signatures: name them, without steps or preprocessing"
+                yield ("models", name, "signatures"), message
+        for flag, value in self.serving.flags.items():
+            if not _fits(flag, value):
+                yield ("serving", "flags", flag), f"takes {FLAGS[flag].type.__name__}, not {value!r}"
+        if self.serving.ports.rest == 0 and self.serving.ports.grpc == 0:
+            yield ("serving", "ports"), "REST and gRPC are both off: nothing could reach the server"
+
+    def traffic(self, profile: str) -> tuple[Traffic, ...]:
+        """The traffic lines of a profile, with the default filled in."""
+        lines = self.loadtest.profiles[profile].traffic
+        return lines or tuple(
+            Traffic(model=name, signature=next(iter(m.signatures))) for name, m in self.models.items()
+        )
+
+
+def _no_such(kind: str, name: str, known: Any) -> str:
+    return f"there is no {kind} {name!r}; declared: {', '.join(known)}"
