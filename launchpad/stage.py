@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
-from launchpad import console, files
+from launchpad import files
 from launchpad.declaration import Declaration
+from launchpad.errors import Problem
 from launchpad.layout import Layout
 
 LOCK_FILE = "stage.lock"
@@ -41,16 +42,17 @@ class Plan:
     reason: str = ""
 
 
-Status = Literal["done", "up to date", "skipped"]
+Status = Literal["done", "up to date", "skipped", "failed"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage did, said afterwards: one line, and the paths to look at."""
+    """What a stage did, said afterwards: one line, the paths to look at, and what did not hold."""
 
     status: Status
     detail: str
     look_at: tuple[Path, ...] = ()
+    failures: tuple[Problem, ...] = ()
 
 
 class Stage(ABC):
@@ -122,8 +124,7 @@ class ArtifactStage(Stage):
     def _run_unit(self, unit: Unit, context: Context) -> None:
         places = {path: files.staged(path) for path in unit.writes}
         try:
-            with console.progress(f"{self.name} {unit.name}"):
-                unit.work(places.__getitem__)
+            unit.work(places.__getitem__)
             for path in unit.writes:
                 files.publish(path)
         finally:

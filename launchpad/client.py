@@ -1,0 +1,157 @@
+"""One client for a model server: predict over REST and gRPC, model status, metadata, the metrics page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+import requests
+
+from launchpad.examples import Values
+from launchpad.modelserver import protos
+
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+
+class ServerError(Exception):
+    """The server did not give the answer: `kind` is `HTTP 503`, `UNAVAILABLE`, `no connection` or the like."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+
+
+class RestClient:
+    """The REST API of a server. Connections are kept alive between calls."""
+
+    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def predict(self, model: str, signature: str, inputs: Mapping[str, Values]) -> dict[str, np.ndarray]:
+        """Return {output name: array [n, ...]} for a batch given as {input name: n values}.
+
+        Raises ServerError for anything but an answer.
+        """
+        body = self._call("POST", f"/v1/models/{model}:predict", columns(signature, inputs))["outputs"]
+        named = body if isinstance(body, dict) else {"": body}
+        return {name: np.asarray(values) for name, values in named.items()}
+
+    def states(self, model: str) -> dict[int, str]:
+        """Return {version: state} of a model, such as {1: "AVAILABLE"}. Raises ServerError."""
+        answer = self._call("GET", f"/v1/models/{model}")
+        return {int(status["version"]): status["state"] for status in answer["model_version_status"]}
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Return the signatures of a model's newest version as the server lists them. Raises ServerError."""
+        return self._call("GET", f"/v1/models/{model}/metadata")
+
+    def metrics(self, path: str) -> str:
+        """Return the text of the Prometheus page. Raises ServerError."""
+        return self._response("GET", path).text
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        try:
+            return self._response(method, path, body).json()
+        except ValueError as error:
+            raise ServerError("no JSON", str(error)) from error
+
+    def _response(self, method: str, path: str, body: Any = None) -> requests.Response:
+        try:
+            response = self._session.request(method, self.url + path, json=body, timeout=self._timeout_s)
+        except requests.Timeout as error:
+            raise ServerError("timeout", f"no answer in {self._timeout_s:g} s") from error
+        except requests.RequestException as error:
+            raise ServerError("no connection", str(error)) from error
+        if response.status_code != 200:
+            raise ServerError(f"HTTP {response.status_code}", response.text[:500])
+        return response
+
+
+def columns(signature: str, inputs: Mapping[str, Values]) -> dict[str, Any]:
+    """Return the body of a REST predict request in the columns format. Strings are sent as b64 objects."""
+    return {"signature_name": signature, "inputs": {name: plain(values) for name, values in inputs.items()}}
+
+
+def plain(values: Values) -> list[Any]:
+    """Return values as JSON has them; byte strings as the `{"b64": ...}` objects that the server decodes."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    return [{"b64": base64.b64encode(value).decode()} for value in values]
+
+
+class GrpcClient:
+    """The gRPC API of a server."""
+
+    def __init__(self, address: str, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address)
+        self._predict = self._channel.unary_unary(
+            PREDICT,
+            request_serializer=protos.PredictRequest.SerializeToString,
+            response_deserializer=protos.PredictResponse.FromString,
+        )
+
+    def predict(self, model: str, signature: str, inputs: Mapping[str, Values]) -> dict[str, np.ndarray]:
+        """Return {output name: array [n, ...]} for a batch given as {input name: n values}. Raises ServerError."""
+        try:
+            answer = self._predict(predict_request(model, signature, inputs), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise ServerError(error.code().name, error.details()) from error
+        return {name: array(tensor) for name, tensor in answer.outputs.items()}
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def predict_request(model: str, signature: str, inputs: Mapping[str, Values]) -> Any:
+    """Return a PredictRequest; numeric inputs as tensor_content, strings as string_val."""
+    request = protos.PredictRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for name, values in inputs.items():
+        tensor = request.inputs[name]
+        if isinstance(values, np.ndarray):
+            tensor.dtype = DTYPES[values.dtype.name]
+            tensor.tensor_content = np.ascontiguousarray(values).tobytes()
+            shape: tuple[int, ...] = values.shape
+        else:
+            tensor.dtype = DTYPES["string"]
+            tensor.string_val.extend(values)
+            shape = (len(values),)
+        for size in shape:
+            tensor.tensor_shape.dim.add(size=size)
+    return request
+
+
+DTYPES = {
+    "float32": 1,
+    "float64": 2,
+    "int32": 3,
+    "uint8": 4,
+    "int16": 5,
+    "int8": 6,
+    "string": 7,
+    "int64": 9,
+    "bool": 10,
+}
+"""Numbers of TensorFlow's DataType enum."""
+
+_NAMES = {number: name for name, number in DTYPES.items()}
+_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9: "int64_val", 10: "bool_val"}
+
+
+def array(tensor: Any) -> np.ndarray:
+    """Return a TensorProto of numbers or strings as an array of its shape."""
+    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    if tensor.dtype == DTYPES["string"]:
+        return np.array(list(tensor.string_val), dtype=object).reshape(shape)
+    dtype = np.dtype(_NAMES[tensor.dtype])
+    if tensor.tensor_content:
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    return np.array(getattr(tensor, _FIELDS[tensor.dtype]), dtype).reshape(shape)

@@ -1,0 +1,113 @@
+"""Faults of a configuration that the server would not report, or only in production. Pure: facts in, warnings out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from launchpad.batching import Effective
+from launchpad.modelserver.flags import FLAGS
+from launchpad.spec import Pipeline
+
+NEVER_REFUSES = 10_000
+"""Enqueued batches from which on a queue is as good as endless: the delay at its end passes any client's patience."""
+
+
+@dataclass(frozen=True)
+class Warning:
+    """A fault at a key of the declaration, and what to do about it."""
+
+    key: tuple[str, ...]
+    what: str
+    fix: str
+
+
+def lint(pipeline: Pipeline, batching: Effective, exporters: Mapping[str, str]) -> list[Warning]:
+    """Return what is doubtful. `exporters`: the TensorFlow version that exported each model, where it is known."""
+    return [
+        *_threads(pipeline),
+        *_queues(pipeline, batching),
+        *_exporters(pipeline, exporters),
+        *_image(pipeline),
+        *_metrics(pipeline),
+        *_embedded(pipeline),
+    ]
+
+
+def _threads(pipeline: Pipeline) -> Iterator[Warning]:
+    in_flight = max(profile.users for profile in pipeline.loadtest.profiles.values())
+    for flag, port, consequence in (
+        ("rest_api_num_threads", pipeline.serving.ports.rest, "the others wait outside the batch queue"),
+        ("grpc_max_threads", pipeline.serving.ports.grpc, "the others are refused with RESOURCE_EXHAUSTED"),
+    ):
+        threads = pipeline.serving.flags.get(flag, FLAGS[flag].default)
+        if port and isinstance(threads, int) and threads < in_flight:
+            default = "" if flag in pipeline.serving.flags else " by default on this machine"
+            yield Warning(
+                ("serving", "flags", flag),
+                f"{flag} is {threads}{default}, the load tests keep {in_flight} requests in flight: {consequence}",
+                f"set {flag} to {in_flight} or more; a request holds its thread while it waits for its batch",
+            )
+
+
+def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Warning]:
+    objective = pipeline.objectives.p99_ms
+    for name, queue in batching.queues.items():
+        own = pipeline.models[name].batching is not None
+        place = ("models", name, "batching") if own else ("serving", "batching")
+        if queue and queue.max_enqueued_batches >= NEVER_REFUSES:
+            yield Warning(
+                (*place, "max_enqueued_batches"),
+                f"the queue of {name} never refuses: under overload its latency grows without bound",
+                "bound it: batches that can be served within the latency objective, such as 100",
+            )
+        if queue and objective and queue.batch_timeout_micros >= objective * 1000:
+            yield Warning(
+                (*place, "batch_timeout_micros"),
+                f"a lone request to {name} waits {queue.batch_timeout_micros / 1000:g} ms for its batch, "
+                f"the objective for p99 is {objective:g} ms",
+                "make it a small part of the objective",
+            )
+
+
+def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[Warning]:
+    server = _version(pipeline.serving.image.partition(":")[2])
+    for name, exporter in exporters.items():
+        made_by = _version(exporter)
+        if server and made_by and made_by > server:
+            yield Warning(
+                ("serving", "image"),
+                f"{name} was exported with TensorFlow {exporter}, newer than the server image {pipeline.serving.image}",
+                "export with the server's minor version or an older one, or take a newer image",
+            )
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _image(pipeline: Pipeline) -> Iterator[Warning]:
+    image = pipeline.serving.image
+    tag = image.rpartition("/")[2].partition(":")[2]
+    if "@sha256:" not in image and (not tag or tag.startswith("latest")):
+        yield Warning(
+            ("serving", "image"), f"{image} names no release: it changes under you", "pin a version or a digest"
+        )
+
+
+def _metrics(pipeline: Pipeline) -> Iterator[Warning]:
+    if pipeline.serving.monitoring.enabled and not pipeline.serving.ports.rest:
+        yield Warning(
+            ("serving", "monitoring"), "the metrics page needs the REST port, which is off", "give serving.ports.rest"
+        )
+
+
+def _embedded(pipeline: Pipeline) -> Iterator[Warning]:
+    if pipeline.serving.backend == "embedded":
+        for name in pipeline.serving.flags:
+            if not FLAGS[name].supported:
+                yield Warning(
+                    ("serving", "flags", name), f"the embedded server knows {name} and does not act on it", "drop it"
+                )

@@ -1,0 +1,130 @@
+"""The server's configuration files as text. Pure: a declaration in, {file name: content} out.
+
+Formats are those of TensorFlow Serving: ModelServerConfig, BatchingParameters and MonitoringConfig as text protos.
+Paths name the roots `/models` and `/config`; whoever starts the server puts real folders behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from launchpad.batching import Effective, queue_parameters
+from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS
+from launchpad.modelserver.flags import FLAGS
+from launchpad.spec import Batching, BatchQueue, Model, Pipeline, VersionPolicy
+
+MODELS = "models.config"
+BATCHING = "batching_parameters.pbtxt"
+MONITORING = "monitoring.config"
+FLAGS_FILE = "server.flags"
+MODEL_BATCHING = "batching_params.pbtxt"
+"""Name that the server looks for in a version folder."""
+
+HEADER = (
+    "# Rendered from pipeline.yaml by `invoke configure`; change it there. Behind each value: the key it is from.\n"
+)
+
+
+def render(pipeline: Pipeline, batching: Effective) -> dict[str, str]:
+    """Return the configuration as {path below serving/config: text}."""
+    files = {MODELS: _models(pipeline.models), FLAGS_FILE: _flags(pipeline, batching)}
+    if batching.server:
+        files[BATCHING] = HEADER + _text(batching.server, _origin(pipeline.serving.batching, "serving.batching"))
+    if batching.per_model:
+        for name, queue in batching.queues.items():
+            if queue:
+                own = pipeline.models[name].batching
+                key = "serving.batching" if own is None else f"models.{name}.batching"
+                origin = _origin(own or pipeline.serving.batching, key)
+                files[f"{name}/{MODEL_BATCHING}"] = HEADER + _text(queue, origin)
+    if pipeline.serving.monitoring.enabled:
+        files[MONITORING] = HEADER + (
+            "prometheus_config {\n"
+            "  enable: true  # serving.monitoring.enabled\n"
+            f'  path: "{pipeline.serving.monitoring.path}"  # serving.monitoring.path\n'
+            "}\n"
+        )
+    return dict(sorted(files.items()))
+
+
+def _origin(value: object, key: str) -> str:
+    return "serving/tuned.yaml" if value == "tuned" else key
+
+
+def _models(models: Mapping[str, Model]) -> str:
+    configs = "".join(f"  config {{\n{''.join(_model(name, model))}  }}\n" for name, model in models.items())
+    return f"{HEADER}model_config_list {{\n{configs}}}\n"
+
+
+def _model(name: str, model: Model) -> Iterator[str]:
+    yield f'    name: "{name}"  # models.{name}\n'
+    yield f'    base_path: "{CANONICAL_MODELS}/{name}"\n'
+    yield '    model_platform: "tensorflow"\n'
+    if model.version_policy:
+        yield f"    model_version_policy {{ {_policy(model.version_policy)} }}  # models.{name}.version_policy\n"
+    for label, version in model.version_labels.items():
+        yield f'    version_labels {{ key: "{label}" value: {version} }}  # models.{name}.version_labels.{label}\n'
+
+
+def _policy(policy: VersionPolicy) -> str:
+    if policy.latest:
+        return f"latest {{ num_versions: {policy.latest} }}"
+    if policy.specific:
+        return f"specific {{ {' '.join(f'versions: {version}' for version in policy.specific)} }}"
+    return "all {}"
+
+
+def _text(batching: BatchQueue, origin: str) -> str:
+    """Return BatchingParameters as a text proto: scalars wrapped, allowed_batch_sizes repeated and bare.
+
+    With splitting on, max_execution_batch_size is always written: the server's own default is not max_batch_size.
+    """
+    parameters = dict(queue_parameters(batching))
+    if isinstance(batching, Batching):
+        threads = {"num_batch_threads": batching.num_batch_threads, "thread_pool_name": batching.thread_pool_name}
+        parameters |= threads
+    parameters["max_execution_batch_size"] = batching.execution_size if batching.enable_large_batch_splitting else None
+    lines = []
+    for name, value in parameters.items():
+        if isinstance(value, tuple):
+            lines += [f"{name}: {size}" for size in value]
+        elif name == "pad_variable_length_inputs" and value:
+            lines.append(f"{name}: true")
+        elif value not in (None, False):
+            lines.append(f"{name} {{ value: {_scalar(value)} }}")
+    width = max(map(len, lines))
+    return "".join(f"{line:<{width}}  # {origin}.{line.split()[0].rstrip(':')}\n" for line in lines)
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _flags(pipeline: Pipeline, batching: Effective) -> str:
+    rows = list(_flag_rows(pipeline, batching))
+    width = max(len(flag) for flag, _ in rows)
+    return HEADER + "".join(f"{flag:<{width}}  # {origin}\n" for flag, origin in rows)
+
+
+def _flag_rows(pipeline: Pipeline, batching: Effective) -> Iterator[tuple[str, str]]:
+    """Yield (flag with value, where it comes from)."""
+    serving = pipeline.serving
+    yield f"--port={serving.ports.grpc}", "serving.ports.grpc"
+    yield f"--rest_api_port={serving.ports.rest}", "serving.ports.rest"
+    yield f"--model_config_file={CANONICAL_CONFIG}/{MODELS}", "models"
+    if serving.monitoring.enabled:
+        yield f"--monitoring_config_file={CANONICAL_CONFIG}/{MONITORING}", "serving.monitoring"
+    if batching.server:
+        yield "--enable_batching=true", "serving.batching"
+        yield f"--batching_parameters_file={CANONICAL_CONFIG}/{BATCHING}", "serving.batching"
+    if batching.per_model:
+        yield "--enable_per_model_batching_parameters=true", "batching of the models"
+    labelled = [name for name, model in pipeline.models.items() if model.version_labels]
+    if labelled and "allow_version_labels_for_unavailable_models" not in serving.flags:
+        origin = f"models.{labelled[0]}.version_labels"
+        yield "--allow_version_labels_for_unavailable_models=true", f"{origin}: labels at start-up need it"
+    for name, value in serving.flags.items():
+        same = " (the server's default)" if value == FLAGS[name].default else ""
+        yield f"--{name}={str(value).lower() if isinstance(value, bool) else value}", f"serving.flags.{name}{same}"

@@ -1,0 +1,96 @@
+"""The configure stage: renders `serving/config/`, warns of what is doubtful, and can check for drift."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from launchpad import batching, console, files
+from launchpad.configure.lint import lint
+from launchpad.configure.render import render
+from launchpad.errors import GateFailed, Problem
+from launchpad.layout import Layout
+from launchpad.stage import ArtifactStage, Context, Outcome, Unit, spread
+
+
+class Configure(ArtifactStage):
+    name = "configure"
+    summary = "render and lint the server's configuration files and flags"
+
+    def folder(self, layout: Layout) -> Path:
+        return layout.root / "serving"
+
+    def units(self, context: Context) -> Iterator[Unit]:
+        pipeline = context.declaration.pipeline
+        parts = ("version_policy", "version_labels", "batching")
+        models = {name: model.model_dump(mode="json", include=set(parts)) for name, model in pipeline.models.items()}
+        tuned = context.layout.tuned
+        yield Unit(
+            name="config",
+            reads={
+                **spread("serving", pipeline.serving.model_dump(mode="json", exclude={"ready_timeout_s", "backend"})),
+                **spread("models", models),
+            },
+            sources=(tuned,) if tuned.exists() else (),
+            writes=(context.layout.serving_config,),
+            work=functools.partial(_write, context),
+        )
+
+    def run(self, context: Context) -> Outcome:
+        outcome = super().run(context)
+        for warning in warnings(context):
+            console.say(f"  ! {warning}", "yellow")
+        return outcome
+
+    def check(self, context: Context) -> Outcome:
+        """Compare the committed files with what the declaration gives. Raises GateFailed, with a diff, on drift."""
+        folder = context.layout.serving_config
+        wanted = rendered(context)
+        there = {
+            name: (folder / name).read_text(encoding="utf-8")
+            for name in files.tree(folder)
+            if (folder / name).is_file()
+        }
+        problems = [
+            Problem(_diff(there.get(name, ""), wanted.get(name, "")), f"serving/config/{name}")
+            for name in sorted(wanted.keys() | there.keys())
+            if there.get(name) != wanted.get(name)
+        ]
+        if problems:
+            last = Problem("serving/config differs from what pipeline.yaml gives", fix="run `invoke configure`")
+            raise GateFailed([*problems, last])
+        return Outcome("up to date", f"{len(wanted)} files are what pipeline.yaml gives", (folder,))
+
+
+def rendered(context: Context) -> dict[str, str]:
+    return render(context.declaration.pipeline, batching.effective(context.declaration))
+
+
+def warnings(context: Context) -> list[Problem]:
+    """Return the lint's warnings, each with its line in the declaration."""
+    declaration = context.declaration
+    found = lint(declaration.pipeline, batching.effective(declaration), _exporters(context))
+    return [Problem(warning.what, declaration.where(*warning.key), warning.fix) for warning in found]
+
+
+def _exporters(context: Context) -> dict[str, str]:
+    """Return the TensorFlow version that exported each model, from the manifests that are there."""
+    exporters = {}
+    for name, model in context.declaration.pipeline.models.items():
+        manifest = files.read_json(context.layout.evidence(name, model.version) / "manifest.json") or {}
+        if "version of tensorflow" in manifest:
+            exporters[name] = manifest["version of tensorflow"]
+    return exporters
+
+
+def _write(context: Context, place: Callable[[Path], Path]) -> None:
+    folder = place(context.layout.serving_config)
+    for name, text in rendered(context).items():
+        files.write_text(folder / name, text)
+
+
+def _diff(before: str, after: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "committed", "rendered", lineterm="", n=1)
+    return "\n    ".join(["differs", *lines])

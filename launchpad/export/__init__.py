@@ -1,0 +1,1 @@
+"""Export: a Keras model to a SavedModel with preprocessing inside, verified the way the server loads it."""

@@ -1,0 +1,1 @@
+"""Launch: the deployment folder assembled from the artifacts, and a model server started on it."""

@@ -1,0 +1,75 @@
+"""The deployment folder: what a local server serves from. Hard links to the artifacts, never the artifacts in place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from launchpad import files, flagfile
+from launchpad.errors import EnvironmentFault
+from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, Layout
+
+FLAGS_FILE = "server.flags"
+MODEL_BATCHING = "batching_params.pbtxt"
+
+
+def assemble(layout: Layout, models: list[str]) -> None:
+    """Put every exported version of `models` and the rendered configuration into the deployment folder.
+
+    The roots that the configuration names are replaced by the folder's own. An earlier folder is replaced whole.
+    Raises EnvironmentFault if a model has no exported version.
+    """
+    folder = files.staged(layout.deployment)
+    for name in models:
+        versions = sorted((path for path in layout.versions(name).glob("*") if path.name.isdigit()), key=_number)
+        if not versions:
+            raise EnvironmentFault(f"{name} has no exported version", "models", "run `invoke export`")
+        own_batching = layout.serving_config / name / MODEL_BATCHING
+        for version in versions:
+            target = folder / "models" / name / version.name
+            link_tree(version, target)
+            if own_batching.exists():
+                _link(own_batching, target / MODEL_BATCHING)
+    if not (layout.serving_config / FLAGS_FILE).exists():
+        raise EnvironmentFault("there is no rendered configuration", "serving/config", "run `invoke configure`")
+    for name in files.tree(layout.serving_config):
+        text = (layout.serving_config / name).read_text(encoding="utf-8")
+        files.write_text(folder / "config" / name, localise(text, layout.deployment))
+    files.publish(layout.deployment)
+
+
+def localise(text: str, deployment: Path) -> str:
+    """Return a configuration text with the deployment's folders in place of the roots that it names."""
+    for root, folder in ((CANONICAL_MODELS, "models"), (CANONICAL_CONFIG, "config")):
+        text = text.replace(f'"{root}/', f'"{deployment}/{folder}/').replace(f"={root}/", f"={deployment}/{folder}/")
+    return text
+
+
+def flags(layout: Layout) -> list[str]:
+    """Return the command line of the assembled deployment."""
+    return flagfile.read(layout.deployment / "config" / FLAGS_FILE)
+
+
+def content(layout: Layout, models: list[str]) -> str:
+    """Return the hash of everything that a server would serve: versions, configuration, flags."""
+    parts = {name: files.tree(layout.versions(name)) for name in models}
+    return files.digest([parts, files.tree(layout.serving_config)])
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make `target` a copy of a folder with hard links for its files, or copies where links cannot be made."""
+    for name in files.tree(source):
+        _link(source / name, target / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _number(path: Path) -> int:
+    return int(path.name)

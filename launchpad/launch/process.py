@@ -1,0 +1,70 @@
+"""Server processes: who holds a port, which servers belong to this checkout, and how to end one."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+STOP_TIMEOUT_S = 15.0
+
+
+def holder(port: int) -> str | None:
+    """Return who listens on a local TCP port, for people; None if nobody does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return None
+        except OSError:
+            pass
+    for connection in psutil.net_connections("tcp"):
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+        if listens and connection.pid:
+            return _describe(connection.pid)
+    return "a process of another user"
+
+
+def _describe(pid: int) -> str:
+    try:
+        command = " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        command = "?"
+    return f"process {pid} ({command[:100]})"
+
+
+def servers_of(deployment: Path) -> list[psutil.Process]:
+    """Return the running servers that serve from a deployment folder, however they came to be started."""
+    mark = f"--model_config_file={deployment}/"
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(word.startswith(mark) for word in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def is_running(pid: int, created: float) -> bool:
+    """Tell whether the process that had `pid` and start time `created` (seconds since the epoch) still runs."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """End processes: SIGTERM, so that they finish what is in flight; SIGKILL for those that do not."""
+    for process in processes:
+        _signal(process.terminate)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        _signal(process.kill)
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        send()

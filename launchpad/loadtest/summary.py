@@ -1,0 +1,89 @@
+"""The summary of a run, computed from its artifacts alone: any figure can be computed again from the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+
+from launchpad.gates import Gate
+from launchpad.loadtest import recorder
+from launchpad.spec import Objectives
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+TOTAL = "all"
+
+
+def figures(histogram: HdrHistogram, requests: int, failures: int, measured_s: float) -> dict[str, Any]:
+    """Return the figures of a set of requests. Latencies in ms, of answered requests; None where there are none.
+
+    Percentiles come from the merged histogram of every request, the mean likewise (three significant digits).
+    """
+    answered = histogram.get_total_count()
+    latencies: dict[str, float | None] = {"mean_ms": None, **{_key(p): None for p in PERCENTILES}, "max_ms": None}
+    if answered:
+        latencies = {
+            "mean_ms": round(histogram.get_mean_value() / 1000, 3),
+            **{_key(p): histogram.get_value_at_percentile(p) / 1000 for p in PERCENTILES},
+            "max_ms": histogram.get_max_value() / 1000,
+        }
+    return {
+        "requests": requests,
+        "failures": failures,
+        "success_rate": (requests - failures) / requests if requests else None,
+        "throughput_rps": round(answered / measured_s, 1) if measured_s else 0.0,
+        **latencies,
+    }
+
+
+def of_folder(folder: Path, models: dict[str, str], measured_s: float | None) -> dict[str, Any]:
+    """Return the figures of a run folder: in all, by model, and by line of traffic.
+
+    models: {line: its model}. measured_s: length of the run; the seconds in its history where it is not known.
+    """
+    history = recorder.read_history(folder)
+    seconds = measured_s or float(len({row["second"] for row in history}))
+    merged = {line: recorder.histogram() for line in models}
+    for line, _, histogram in recorder.read_histograms(folder):
+        merged[line].add(histogram)
+    requests = {line: sum(row["requests"] for row in history if row["line"] == line) for line in models}
+    failures = {line: sum(row["failures"] for row in history if row["line"] == line) for line in models}
+
+    def over(lines: Iterable[str]) -> dict[str, Any]:
+        chosen = list(lines)
+        whole = recorder.histogram()
+        for line in chosen:
+            whole.add(merged[line])
+        return figures(whole, sum(requests[x] for x in chosen), sum(failures[x] for x in chosen), seconds)
+
+    return {
+        "measured_s": round(seconds, 3),
+        "totals": over(models),
+        "models": {
+            name: over(line for line in models if models[line] == name) for name in dict.fromkeys(models.values())
+        },
+        "lines": {line: over([line]) for line in models},
+        "errors": recorder.read_errors(folder),
+    }
+
+
+def objectives(measured: dict[str, Any], declared: Objectives) -> list[Gate]:
+    """Hold the figures of a run against the declared objectives: latency and errors by model, throughput in all."""
+    gates = []
+    for name, model in measured["models"].items():
+        if declared.p99_ms is not None:
+            why = "no request was answered"
+            gates.append(Gate(f"p99 of {name}", model["p99_ms"], "<=", declared.p99_ms, "ms", why))
+        if declared.error_rate is not None:
+            share = None if model["success_rate"] is None else 1 - model["success_rate"]
+            gates.append(Gate(f"error rate of {name}", share, "<=", declared.error_rate, why="no request was sent"))
+    if declared.throughput_rps is not None:
+        rate = measured["totals"]["throughput_rps"]
+        gates.append(Gate("throughput", rate, ">=", declared.throughput_rps, "requests/s"))
+    return gates
+
+
+def _key(percentile: float) -> str:
+    return f"p{percentile:g}_ms"
