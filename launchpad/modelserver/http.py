@@ -1,0 +1,363 @@
+"""HTTP/1.1 connections: requests in, answers out, one after the other on each connection.
+
+A client tends to send the same head again and again, so parsed heads are kept and found by their bytes. Bodies are
+limited in size, and all bodies under way together in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from time import monotonic
+from typing import Any
+
+import httptools
+
+_MAX_HEAD_BYTES = 64 * 1024
+_MAX_KEPT_HEADS = 1024
+_STALL_LIMIT_S = 60.0
+"""How long a request may make no progress while it is being sent."""
+
+_BODIES_LIMIT_FACTOR = 4
+"""All bodies under way may take this many times the largest body allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a request, as far as it matters here."""
+
+    method: str
+    path: str
+    keep_alive: bool
+    length: int
+    chunked: bool
+    gzip: bool
+    expect_continue: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer; `headers` are whole lines."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    headers: tuple[str, ...] = ()
+
+
+Respond = Callable[[Response], None]
+Handler = Callable[[str, str, bytes, Respond], None]
+"""Handles a request, given its method, path and body; must answer exactly once, at once or later."""
+
+
+class BadRequest(Exception):
+    """A request that is not HTTP as spoken here; the connection ends with this answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.response = Response(status, f"{message}\n".encode(), "text/plain")
+
+
+class _HeadReader:
+    """Collects what httptools finds in a head."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: dict[bytes, bytes] = {}
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+
+def parse_head(data: bytes) -> Head:
+    """Parse a head that ends with its empty line; raises BadRequest."""
+    reader = _HeadReader()
+    parser = httptools.HttpRequestParser(reader)
+    try:
+        parser.feed_data(data)
+        url = httptools.parse_url(reader.url)
+    except httptools.HttpParserUpgrade:
+        raise BadRequest(400, "Upgrades are not supported") from None
+    except httptools.HttpParserError as error:
+        raise BadRequest(400, f"Malformed HTTP request: {error}") from None
+    headers = reader.headers
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > 18:
+        raise BadRequest(400, "Malformed Content-Length")
+    return Head(
+        parser.get_method().decode("latin-1"),
+        (url.path or b"/").decode("latin-1"),
+        parser.should_keep_alive(),
+        int(length),
+        headers.get(b"transfer-encoding", b"").lower() == b"chunked",
+        headers.get(b"content-encoding", b"").lower() == b"gzip",
+        headers.get(b"expect", b"").lower() == b"100-continue",
+    )
+
+
+class HttpServer:
+    """What the connections of one port share."""
+
+    def __init__(self, handler: Handler, max_body_bytes: int) -> None:
+        self.handler = handler
+        self.max_body_bytes = max_body_bytes
+        self.buffered_bytes = 0
+        self.connections: set[HttpConnection] = set()
+        self.closing = False
+        self._heads: dict[bytes, Head] = {}
+
+    def head(self, data: bytes) -> Head:
+        """The head in `data`, parsed if it is a new one; raises BadRequest."""
+        head = self._heads.get(data)
+        if head is None:
+            head = parse_head(data)
+            if len(self._heads) >= _MAX_KEPT_HEADS:
+                self._heads.clear()
+            self._heads[data] = head
+        return head
+
+    def admit(self, size: int) -> None:
+        """Raises BadRequest if a body that has grown to `size` is too large, or all of them together."""
+        if size > self.max_body_bytes:
+            raise BadRequest(413, f"The request body exceeds {self.max_body_bytes} bytes")
+        if self.buffered_bytes > _BODIES_LIMIT_FACTOR * self.max_body_bytes:
+            raise BadRequest(503, "Too many request bytes are waiting")
+
+    def connection(self) -> HttpConnection:
+        """A protocol for a new connection."""
+        return HttpConnection(self)
+
+    def drop_stalled(self) -> None:
+        """Close the connections whose request has made no progress for too long."""
+        limit = monotonic() - _STALL_LIMIT_S
+        for connection in list(self.connections):
+            connection.drop_if_stalled(limit)
+
+    def close_idle(self) -> None:
+        """From now on close each connection when it has no request under way."""
+        self.closing = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._transport: Any = None
+        self._buffer = bytearray()
+        self._head: Head | None = None
+        self._chunks: _ChunkedBody | None = None
+        self._busy = False
+        self._paused = False
+        self._progress = monotonic()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._server.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._server.buffered_bytes -= len(self._buffer)
+        self._buffer = bytearray()
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._server.buffered_bytes += len(data)
+        self._progress = monotonic()
+        if not self._busy:
+            self._advance()
+        elif len(self._buffer) > self._server.max_body_bytes and not self._paused:
+            self._transport.pause_reading()
+            self._paused = True
+
+    def eof_received(self) -> bool:
+        return self._busy
+
+    def _advance(self) -> None:
+        """Handle the requests that are complete."""
+        try:
+            while not self._busy and self._transport is not None:
+                if self._head is None and not self._take_head():
+                    return
+                body = self._take_body()
+                if body is None:
+                    return
+                self._handle(body)
+        except BadRequest as error:
+            self._write(error.response, keep_alive=False)
+
+    def _take_head(self) -> bool:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > _MAX_HEAD_BYTES:
+                raise BadRequest(431, "The request head is too large")
+            return False
+        self._head = self._server.head(self._cut(end + 4))
+        if self._head.chunked:
+            self._chunks = _ChunkedBody()
+        else:
+            self._server.admit(self._head.length)
+        if self._head.expect_continue and not self._buffer:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def _take_body(self) -> bytes | None:
+        """The body, once it is all there."""
+        head = self._head
+        assert head is not None
+        if self._chunks is not None:
+            self._cut(self._chunks.feed(self._buffer))
+            self._server.admit(self._chunks.size)
+            if not self._chunks.complete:
+                return None
+            body = bytes(self._chunks.body)
+            self._chunks = None
+        elif len(self._buffer) < head.length:
+            self._server.admit(head.length)
+            return None
+        else:
+            body = self._cut(head.length)
+        return _gunzip(body, self._server.max_body_bytes) if head.gzip else body
+
+    def _cut(self, size: int) -> bytes:
+        data = bytes(memoryview(self._buffer)[:size]) if size < len(self._buffer) else bytes(self._buffer)
+        del self._buffer[:size]
+        self._server.buffered_bytes -= size
+        return data
+
+    def _handle(self, body: bytes) -> None:
+        head = self._head
+        assert head is not None
+        self._head = None
+        self._busy = True
+        self._server.handler(head.method, head.path, body, lambda response: self._answer(head, response))
+
+    def _answer(self, head: Head, response: Response) -> None:
+        self._busy = False
+        if self._transport is None:
+            return
+        self._write(response, keep_alive=head.keep_alive and not self._server.closing, bare=head.method == "HEAD")
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        if self._buffer and self._transport is not None:
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    def _write(self, response: Response, *, keep_alive: bool, bare: bool = False) -> None:
+        head = _response_head(response, keep_alive)
+        self._transport.write(head if bare else head + response.body)
+        if not keep_alive:
+            self._transport.close()
+            self._transport = None
+
+    def drop_if_stalled(self, limit: float) -> None:
+        """Close if a request is only partly here and nothing has come since `limit`."""
+        partial = self._head is not None or self._buffer
+        if partial and not self._busy and self._progress < limit and self._transport is not None:
+            self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Close if no request is under way."""
+        if not self._busy and self._transport is not None:
+            self._transport.close()
+
+
+def _response_head(response: Response, keep_alive: bool) -> bytes:
+    lines = [
+        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}",
+        f"Content-Type: {response.content_type}",
+        f"Content-Length: {len(response.body)}",
+        *response.headers,
+    ]
+    if not keep_alive:
+        lines.append("Connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    decompressor = zlib.decompressobj(wbits=31)
+    try:
+        plain = decompressor.decompress(body, limit + 1)
+    except zlib.error:
+        raise BadRequest(400, "The request body is not valid gzip") from None
+    if len(plain) > limit:
+        raise BadRequest(413, f"The request body exceeds {limit} bytes")
+    if not decompressor.eof:
+        raise BadRequest(400, "The request body is not valid gzip")
+    return plain
+
+
+class _ChunkedBody:
+    """A body that comes in chunks, each with its size in hexadecimal before it."""
+
+    _MAX_LINE = 1024
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.complete = False
+        self._missing = 0
+        self._in_chunk = False
+        self._in_trailer = False
+
+    @property
+    def size(self) -> int:
+        """Bytes received or announced so far."""
+        return len(self.body) + self._missing
+
+    def feed(self, data: bytearray) -> int:
+        """Take what can be taken from the front of `data`; return how much that was. Raises BadRequest."""
+        used = 0
+        while not self.complete:
+            step = self._chunk(data, used) if self._in_chunk else self._line(data, used)
+            if not step:
+                break
+            used += step
+        return used
+
+    def _chunk(self, data: bytearray, start: int) -> int:
+        if self._missing:
+            part = data[start : start + self._missing]
+            self.body += part
+            self._missing -= len(part)
+            return len(part)
+        if len(data) < start + 2:
+            return 0
+        if data[start : start + 2] != b"\r\n":
+            raise BadRequest(400, "Malformed chunk")
+        self._in_chunk = False
+        return 2
+
+    def _line(self, data: bytearray, start: int) -> int:
+        end = data.find(b"\r\n", start)
+        if end < 0:
+            if len(data) - start > self._MAX_LINE:
+                raise BadRequest(400, "Malformed chunk")
+            return 0
+        line = bytes(data[start:end])
+        if self._in_trailer:
+            self.complete = not line
+        else:
+            self._begin_chunk(line.partition(b";")[0].strip())
+        return end + 2 - start
+
+    def _begin_chunk(self, size: bytes) -> None:
+        try:
+            if not size.isalnum() or len(size) > 15:
+                raise ValueError
+            self._missing = int(size, 16)
+        except ValueError:
+            raise BadRequest(400, "Malformed chunk size") from None
+        self._in_trailer = self._missing == 0
+        self._in_chunk = not self._in_trailer

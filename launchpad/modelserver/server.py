@@ -1,0 +1,271 @@
+"""The whole server: built from the options, started when the models are there, stopped without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Any
+
+from . import config
+from .batching import BatchingOptions, BatchQueue, BatchRunner, BatchScheduler
+from .execution import DirectRunner, Workers
+from .flags import Options
+from .http import HttpServer
+from .inference import Inference
+from .manager import ManagerOptions, ModelManager
+from .metrics import Metrics
+from .rest import RestApi
+from .runtime import Session, Step
+from .servable import Plan, Runner, Servable
+from .status import ServingError
+from .warmup import has_requests, replay
+
+_log = logging.getLogger(__name__)
+_STALL_CHECK_S = 5.0
+
+
+class StartError(RuntimeError):
+    """The server cannot start in this environment; the message is fit for the user."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the options and the files they name come to."""
+
+    batch_threads: config.BatchThreads
+    batching: BatchingOptions
+    metrics_path: str | None
+    session_config: bytes
+
+    @classmethod
+    def read(cls, options: Options) -> _Settings:
+        return cls(
+            config.batch_threads(options),
+            config.batching_options(options),
+            config.metrics_path(options),
+            config.session_config(options),
+        )
+
+
+class ServableLoader:
+    """Loads and warms up versions, on threads of the manager's."""
+
+    def __init__(
+        self, options: Options, settings: _Settings, inference: Inference, metrics: Metrics
+    ) -> None:
+        self._options = options
+        self._settings = settings
+        self._inference = inference
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._tags = options.saved_model_tags.split(",")
+        threads = options.rest_api_num_threads + options.grpc_max_threads
+        self._workers = Workers("run", min(threads, 256))
+        self._scheduler = BatchScheduler(
+            settings.batch_threads.count, settings.batch_threads.name, self._loop
+        )
+
+    def load(self, name: str, version: int, path: str) -> Servable:
+        """The version in directory `path`, warm. Raises ServingError."""
+        batching = self._batching(path)
+        if batching is not None:
+            batching.validate()
+        started = perf_counter()
+        try:
+            session = Session(path, self._tags, self._settings.session_config)
+        except ServingError:
+            self._count(self._metrics.load_attempt_count.add, path, "fail")
+            raise
+        self._count(self._metrics.load_attempt_count.add, path, "success")
+        micros = int((perf_counter() - started) * 1e6)
+        self._count(lambda: self._metrics.load_latency.add(path, amount=micros))
+        servable = Servable(name, version, session, self._runner_factory(batching))
+        if self._options.enable_model_warmup and has_requests(path):
+            self._warm_up(servable, path)
+        return servable
+
+    def _batching(self, path: str) -> BatchingOptions | None:
+        if not self._options.enable_batching:
+            return None
+        if self._options.enable_per_model_batching_parameters:
+            return config.per_model_batching(path)
+        return self._settings.batching
+
+    def _runner_factory(self, batching: BatchingOptions | None) -> Callable[[Step, Plan, bool], Runner]:
+        def make(step: Step, plan: Plan, whole: bool) -> Runner:
+            if batching is None or not whole:
+                return DirectRunner(step, self._workers, self._loop)
+            return BatchRunner(step, plan.feeds, BatchQueue(batching), self._scheduler, self._metrics)
+
+        return make
+
+    def _warm_up(self, servable: Servable, path: str) -> None:
+        started = perf_counter()
+        try:
+            iterations = max(1, self._options.num_request_iterations_for_warmup)
+            count = replay(servable, path, self._inference, iterations)
+        except ServingError:
+            servable.close()
+            raise
+        except OSError as error:
+            servable.close()
+            raise StartError(f"cannot read the warmup requests of {path}: {error.strerror}") from None
+        seconds = perf_counter() - started
+        self._count(lambda: self._metrics.warmup_latency.cell(path, "OK").add(int(seconds * 1e6)))
+        _log.info(
+            "model %s version %d warmed up with %d requests in %.2f s",
+            servable.name,
+            servable.version,
+            count,
+            seconds,
+        )
+
+    def _count(self, count: Callable[..., None], *arguments: Any) -> None:
+        self._loop.call_soon_threadsafe(count, *arguments)
+
+    def stop(self) -> None:
+        """Let the threads end."""
+        self._workers.stop()
+        self._scheduler.stop()
+
+
+class ModelServer:
+    """The server. `run` is its whole life."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises ConfigError for a file that cannot be obeyed. To be called on the event loop."""
+        self._options = options
+        settings = _Settings.read(options)
+        self._models = self._read_models()
+        self._metrics = Metrics(batching=options.enable_batching)
+        self._inference = Inference(
+            self._metrics, check_method_names=options.enable_signature_method_name_check
+        )
+        self._loader = ServableLoader(options, settings, self._inference, self._metrics)
+        self._manager = ModelManager(
+            self._loader.load,
+            ManagerOptions(
+                options.file_system_poll_wait_seconds,
+                options.num_load_threads,
+                options.num_unload_threads,
+                options.max_num_load_retries,
+                options.load_retry_interval_micros,
+                options.allow_version_labels_for_unavailable_models,
+            ),
+        )
+        rest = RestApi(
+            self._manager,
+            self._inference,
+            self._metrics,
+            threads=options.rest_api_num_threads,
+            timeout_ms=options.rest_api_timeout_in_ms,
+            cors=options.rest_api_enable_cors_support,
+            metrics_path=settings.metrics_path,
+        )
+        self._http = HttpServer(rest.handle, options.max_request_bytes)
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listeners: list[asyncio.Server] = []
+
+    def _read_models(self) -> dict[str, config.ModelSettings]:
+        if self._options.model_config_file:
+            return config.read_model_config(self._options.model_config_file)
+        return config.single_model(self._options)
+
+    async def run(self) -> None:
+        """Load the models, serve until SIGTERM or SIGINT, finish what is in flight.
+
+        Raises StartError where a port is taken, ServingError where a model cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._check_ports()
+        loading = loop.create_task(self._load_models())
+        stopping = loop.create_task(self._stop.wait())
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            await self._listen()
+            await stopping
+            await self._drain()
+        loading.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._loader.stop()
+
+    def _check_ports(self) -> None:
+        options = self._options
+        if options.rest_api_port and options.rest_api_port == options.port:
+            raise StartError("--rest_api_port cannot be the same as --port")
+        if not options.rest_api_port and not options.port and not options.grpc_socket_path:
+            raise StartError("nothing to serve: --port, --rest_api_port and --grpc_socket_path are all off")
+
+    async def _load_models(self) -> None:
+        new = self._manager.configure(self._models)
+        await self._manager.poll_once()
+        self._spawn(self._manager.poll())
+        await self._manager.wait_until_available(new)
+
+    def _spawn(self, work: Any) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    async def _listen(self) -> None:
+        options = self._options
+        if options.rest_api_port:
+            await self._open(self._http.connection, options.rest_api_port, "REST")
+        self._spawn(self._watch_connections())
+        if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
+            self._spawn(self._poll_config())
+
+    async def _open(self, protocol: Callable[[], asyncio.Protocol], port: int, name: str) -> None:
+        host = self._options.host
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(protocol, host, port, backlog=1024)
+        except OSError as error:
+            raise StartError(f"cannot listen on {host}:{port} for {name}: {os.strerror(error.errno or 0)}") from None
+        self._listeners.append(listener)
+        _log.info("%s API at %s:%d", name, host, port)
+
+    async def _watch_connections(self) -> None:
+        while True:
+            await asyncio.sleep(_STALL_CHECK_S)
+            self._http.drop_stalled()
+
+    async def _poll_config(self) -> None:
+        """Read the model config file again and again, and obey it when it has changed."""
+        while True:
+            await asyncio.sleep(self._options.model_config_file_poll_wait_seconds)
+            try:
+                models = config.read_model_config(self._options.model_config_file)
+                if models != self._models:
+                    await self.reconfigure(models)
+            except (config.ConfigError, ServingError) as error:
+                _log.error("the model config file is not obeyed: %s", error)
+
+    async def reconfigure(self, models: dict[str, config.ModelSettings]) -> None:
+        """Serve these models and no others; return when the new ones are available. Raises ServingError."""
+        new = self._manager.configure(models)
+        self._models = models
+        _log.info("model configuration: %s", ", ".join(sorted(models)) or "no models")
+        await self._manager.poll_once()
+        await self._manager.wait_until_available(new)
+
+    async def _drain(self) -> None:
+        _log.info("stopping: no new connections, finishing what is in flight")
+        for listener in self._listeners:
+            listener.close()
+        self._http.close_idle()
+        limit = monotonic() + self._options.shutdown_grace_seconds
+        while self._http.connections and monotonic() < limit:
+            await asyncio.sleep(0.01)
+        if self._http.connections:
+            _log.warning("stopped with %d connections still busy", len(self._http.connections))
+        else:
+            _log.info("stopped")
