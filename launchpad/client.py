@@ -143,7 +143,7 @@ DTYPES = {
 """Numbers of TensorFlow's DataType enum."""
 
 _NAMES = {number: name for name, number in DTYPES.items()}
-_FIELDS = {1: "float_val", 2: "double_val", 3: "int_val", 4: "int_val", 9: "int64_val", 10: "bool_val"}
+_FIELDS = {1: "float_val", 2: "double_val", **dict.fromkeys((3, 4, 5, 6), "int_val"), 9: "int64_val", 10: "bool_val"}
 
 
 def array(tensor: Any) -> np.ndarray:

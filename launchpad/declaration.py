@@ -19,6 +19,8 @@ from launchpad.spec import Pipeline
 
 FILE = "pipeline.yaml"
 SCHEMA_FILE = "pipeline.schema.json"
+DEEPEST = 50
+"""Levels of nesting beyond which a file can only be one that contains itself."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -141,6 +143,7 @@ class _Document:
         self.file = file
         self.lines: dict[KeyPath, int] = {(): 1}
         self.problems: list[Problem] = []
+        self._own_keys: dict[int, set[int]] = {}
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -156,30 +159,37 @@ class _Document:
             loader.dispose()
 
     def _plain(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        if len(path) > DEEPEST:
+            raise DeclarationError(
+                f"{_dotted(path[:1])}: is nested without end: an alias stands inside what it names",
+                f"{self.file}:{line}",
+            )
         if isinstance(node, yaml.SequenceNode):
             return tuple(self._plain(item, (*path, index)) for index, item in enumerate(node.value))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
-        return self._loader.construct_object(node)
+        try:
+            return self._loader.construct_object(node)
+        except ValueError:  # such as the date 2026-13-45: left as text, for the types to refuse
+            return node.value
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
-        own = {key_node.start_mark.index for key_node, _ in node.value}
-        self._loader.flatten_mapping(node)
+        own = self._own_keys.setdefault(id(node), {key_node.start_mark.index for key_node, _ in node.value})
+        self._loader.flatten_mapping(node)  # puts what `<<` names before the node's own keys
         values: dict[Any, Any] = {}
+        first: dict[str, int] = {}
         for key_node, value_node in node.value:
             key = self._loader.construct_object(key_node)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
                 key = str(key_node.value)
-            if key in values and key_node.start_mark.index in own and self.lines[*path, key] != line:
-                first = self.lines[*path, key]
-                self.problems.append(
-                    Problem(
-                        f"{_dotted((*path, key))}: is given twice, first on line {first}",
-                        f"{self.file}:{line}",
-                    )
-                )
+            if key_node.start_mark.index in own and key in first:
+                message = f"{_dotted((*path, key))}: is given twice, first on line {first[key]}"
+                self.problems.append(Problem(message, f"{self.file}:{line}"))
+            if key_node.start_mark.index in own:
+                first.setdefault(key, line)
             self.lines[*path, key] = line
             values[key] = self._plain(value_node, (*path, key))
         return values
@@ -199,10 +209,12 @@ def _problem(file: str, lines: dict[KeyPath, int], fault: dict[str, Any]) -> Pro
     where = f"{file}:{_line(lines, path)}"
     name, kind = _dotted(path), fault["type"]
     if kind == "extra_forbidden":
-        known = _keys(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        key = fault["loc"][-1]
+        parent = path[:-1] if path and path[-1] == key else path  # a step given by its bare name is no key of the file
+        known = _keys(parent)
+        near = difflib.get_close_matches(str(key), known, n=1)
         fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return Problem(f"{name}: unknown key", where, fix)
+        return Problem(f"{_dotted((*parent, key))}: unknown key", where, fix)
     if kind == "missing":
         return Problem(f"{_dotted((*path, fault['loc'][-1]))}: is missing", where)
     message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")

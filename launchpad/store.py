@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import JSON, DateTime, Engine, Float, ForeignKey, Integer, String, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from launchpad.declaration import Declaration
@@ -76,8 +76,8 @@ class Store:
             raise DeclarationError(f"store: {error}", where, "such as sqlite:///.launchpad/store.db") from None
         try:
             Base.metadata.create_all(engine)
-        except OperationalError as error:
-            raise EnvironmentFault(f"the store does not answer: {error.orig}", where) from None
+        except SQLAlchemyError as error:
+            raise EnvironmentFault(f"the store does not answer: {getattr(error, 'orig', error)}", where) from None
         return cls(engine, where)
 
     def __enter__(self) -> Store:

@@ -72,7 +72,7 @@ def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Warning]:
 
 
 def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[Warning]:
-    server = _version(pipeline.serving.image.partition(":")[2])
+    server = _version(_tag(pipeline.serving.image))
     for name, exporter in exporters.items():
         made_by = _version(exporter)
         if server and made_by and made_by > server:
@@ -83,6 +83,11 @@ def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[War
             )
 
 
+def _tag(image: str) -> str:
+    """Return the tag of an image; a colon before the last slash belongs to the registry's port."""
+    return image.rpartition("/")[2].partition(":")[2]
+
+
 def _version(text: str) -> tuple[int, int] | None:
     found = re.match(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None
@@ -90,7 +95,7 @@ def _version(text: str) -> tuple[int, int] | None:
 
 def _image(pipeline: Pipeline) -> Iterator[Warning]:
     image = pipeline.serving.image
-    tag = image.rpartition("/")[2].partition(":")[2]
+    tag = _tag(image)
     if "@sha256:" not in image and (not tag or tag.startswith("latest")):
         yield Warning(
             ("serving", "image"), f"{image} names no release: it changes under you", "pin a version or a digest"

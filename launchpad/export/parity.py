@@ -75,7 +75,8 @@ def differences(served: Served, examples: Examples) -> dict[str, float]:
             rows = slice(start, start + BATCH)
             given = served.run(signature, {name: values[rows] for name, values in inputs.items()})
             for name, values in given.items():
-                worst = max(worst, float(np.max(np.abs(values - examples.outputs[signature][name][rows]), initial=0)))
+                far = np.max(np.abs(values - examples.outputs[signature][name][rows]), initial=0)
+                worst = float(np.maximum(worst, far))  # which keeps a NaN, as `max` would not
         found[signature] = worst
     return found
 

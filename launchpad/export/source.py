@@ -59,7 +59,7 @@ def _function(path: Path, name: str, where: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(f"model_source_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise DeclarationError(f"source: there is no Python file {path}", where)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
@@ -76,7 +76,7 @@ def _function(path: Path, name: str, where: str) -> Callable[..., Any]:
 def _in_file(error: BaseException, path: Path) -> str:
     """Return the error with the last line of the user's file that it passed through."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({path.name}:{error.lineno})"
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename or path).name}:{error.lineno})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     return _first_line(error) + (f" ({path.name}:{lines[-1]})" if lines else "")
 

@@ -65,6 +65,7 @@ def link_tree(source: Path, target: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # written through, a link would change the artifact
     try:
         os.link(source, target)
     except OSError:
