@@ -11,6 +11,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+PLAIN_WIDTH = 140
+"""Columns of a table where there is no terminal to measure."""
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -40,7 +43,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    out.print(grid, soft_wrap=False)
+    out.print(grid, soft_wrap=False, width=None if out.is_terminal else PLAIN_WIDTH)
 
 
 def verdict(ok: bool | None) -> Text:

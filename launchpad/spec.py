@@ -270,7 +270,10 @@ class Model(Strict):
 
 def _known_flag(name: str) -> str:
     if name not in FLAGS:
-        raise ValueError(f"tensorflow_model_server has no such flag; the nearest is {nearest(name)!r}")
+        near = nearest(name)
+        raise ValueError(
+            "tensorflow_model_server has no such flag" + (f"; did you mean {near!r}?" if near in FLAGS else "")
+        )
     if name in DECLARED_ELSEWHERE:
         raise ValueError(f"follows from {DECLARED_ELSEWHERE[name]}; set it there")
     return name
@@ -333,6 +336,11 @@ class Traffic(Strict):
     """Examples in each request."""
     weight: Positive = 1
     """Share of the requests, relative to the other lines."""
+
+    @property
+    def line(self) -> str:
+        """How results name these requests."""
+        return f"{self.model} {self.signature}" + (f" x{self.batch}" if self.batch > 1 else "")
 
 
 class Profile(Strict):

@@ -9,12 +9,15 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchpad import batching, console, files
-from launchpad.errors import DeclarationError, GateFailed, Problem
+from launchpad.errors import DeclarationError, GateFailed, LaunchpadError, Problem
 from launchpad.gates import Gate
 from launchpad.layout import Layout
 from launchpad.spec import Model
@@ -80,9 +83,34 @@ def _client_batches(context: Context, name: str) -> tuple[int, ...]:
     return tuple(sorted({1} | {line.batch for profile in profiles for line in profile.traffic if line.model == name}))
 
 
+@contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Keep what TensorFlow writes to standard error, notes about this machine, off the screen.
+
+    It is shown if the block fails with anything but an error meant for the user.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except (LaunchpadError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            notes.seek(0)
+            os.write(kept, notes.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@quiet_tensorflow()
 def _export(context: Context, name: str, place: Callable[[Path], Path]) -> None:
     """Make one version and its evidence. Raises GateFailed, with nothing published, if it is not fit to be served."""
-    quiet_tensorflow()
     from launchpad.export import data, parity, savedmodel
 
     layout, model = context.layout, context.declaration.pipeline.models[name]
@@ -188,8 +216,8 @@ def _refuse_unfit(gates: list[Gate], where: str) -> None:
         )
 
 
+@quiet_tensorflow()
 def _write_warmup(context: Context, name: str, sizes: tuple[int, ...], place: Callable[[Path], Path]) -> None:
-    quiet_tensorflow()
     from launchpad.examples import Examples
     from launchpad.export import records
 
@@ -217,8 +245,3 @@ def _revision(root: Path) -> str | None:
         [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False
     )
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
-
-
-def quiet_tensorflow() -> None:
-    """Keep TensorFlow's start-up notes, which are about this machine and not about the model, off the screen."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
-from launchpad import files
+from launchpad import children, files
 from launchpad.declaration import Declaration
 from launchpad.errors import DeclarationError
 from launchpad.layout import Layout
@@ -43,7 +42,7 @@ class Backend(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=children.environment(),
             )
 
 

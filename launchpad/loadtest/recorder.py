@@ -1,33 +1,28 @@
 """Records every request of a load test in HDR histograms, a row and a histogram for each line of traffic and second.
 
-The files are appended to once a second, so that what was measured survives whatever ends the run:
-`history.csv`, `errors.csv`, and `latency.hlog`, an HdrHistogram log (format 1.2, tags by line, values in µs).
+The files of `runfolder` are appended to once a second, so that what was measured survives whatever ends the run.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 from hdrh.histogram import HdrHistogram
 
-LOWEST_US = 1
-HIGHEST_US = 600_000_000
-SIGNIFICANT_DIGITS = 3
-
-HISTORY = "history.csv"
-ERRORS = "errors.csv"
-HISTOGRAMS = "latency.hlog"
-HISTORY_COLUMNS = ("second", "line", "requests", "failures", "p50_ms", "p95_ms", "p99_ms", "max_ms")
-
-
-def histogram() -> HdrHistogram:
-    """Return an empty histogram of latencies: 1 µs to 10 min, three significant digits."""
-    return HdrHistogram(LOWEST_US, HIGHEST_US, SIGNIFICANT_DIGITS)
+from launchpad.runfolder import (
+    ERROR_COLUMNS,
+    ERRORS,
+    HIGHEST_US,
+    HISTOGRAMS,
+    HISTORY,
+    HISTORY_COLUMNS,
+    LOWEST_US,
+    histogram,
+)
 
 
 @dataclass
@@ -48,7 +43,7 @@ class Recorder:
         self._errors = (folder / ERRORS).open("w", newline="", encoding="utf-8")
         self._log = (folder / HISTOGRAMS).open("w", encoding="utf-8")
         csv.writer(self._history).writerow(HISTORY_COLUMNS)
-        csv.writer(self._errors).writerow(("second", "line", "kind", "count", "example"))
+        csv.writer(self._errors).writerow(ERROR_COLUMNS)
         self._log.write("#[Histogram log format version 1.2]\n")
         self._log.write('"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n')
 
@@ -89,36 +84,5 @@ class Recorder:
             csv.writer(self._errors).writerow((second, line, kind, count, example))
         if answered:
             payload = latency.encode().decode()
-            self._log.write(f"Tag={line},{second:.3f},1.000,{latency.get_max_value() / 1000:.3f},{payload}\n")
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of `history.csv`; a last row that was cut short is left out."""
-    with (folder / HISTORY).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["max_ms"] is not None]
-    counts = ("second", "requests", "failures")
-    return [{**row, **{name: int(row[name]) for name in counts}} for row in rows]
-
-
-def read_errors(folder: Path) -> list[dict[str, Any]]:
-    """Return [{line, kind, count, example}], the counts added up over the run, the most frequent first."""
-    counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], str] = {}
-    with (folder / ERRORS).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["example"] is not None:
-                counts[row["line"], row["kind"]] += int(row["count"])
-                examples.setdefault((row["line"], row["kind"]), row["example"])
-    return [
-        {"line": line, "kind": kind, "count": count, "example": examples[line, kind]}
-        for (line, kind), count in counts.most_common()
-    ]
-
-
-def read_histograms(folder: Path) -> Iterator[tuple[str, float, HdrHistogram]]:
-    """Yield (line, second, histogram in µs) for each interval of `latency.hlog` that is whole."""
-    with (folder / HISTOGRAMS).open(encoding="utf-8") as file:
-        for text in file:
-            if text.startswith("Tag=") and text.endswith("\n"):
-                tag, start, _, _, payload = text.rstrip("\n").split(",")
-                yield tag.removeprefix("Tag="), float(start), HdrHistogram.decode(payload)
+            tag = quote(line, safe="")  # the format allows no comma, space or line break
+            self._log.write(f"Tag={tag},{second:.3f},1.000,{latency.get_max_value() / 1000:.3f},{payload}\n")

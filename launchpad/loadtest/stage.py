@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import datetime
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -21,19 +19,18 @@ from typing import Any
 
 import psutil
 
-from launchpad import console, files, machine
+from launchpad import children, console, files, machine
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.gates import Gate
 from launchpad.layout import Layout
 from launchpad.loadtest import summary
+from launchpad.runfolder import HISTORY, SUMMARY, TOTALS
 from launchpad.server import Server
 from launchpad.spec import Profile, Traffic
 from launchpad.stage import Context, Outcome, Plan, Stage
 from launchpad.store import Store
 
-SUMMARY = "summary.json"
-TOTALS = "totals.csv"
 GENERATOR_LOG = "locust.log"
 GRACE_S = 60.0
 """How much longer than declared a run may take, starting its users included, before it is ended."""
@@ -114,7 +111,7 @@ def _drive(context: Context, server: Server, name: str, profile: Profile, folder
             _command(context.layout, profile),
             cwd=context.layout.root,
             env={
-                **os.environ,
+                **children.environment(),
                 "LAUNCHPAD_RUN_FOLDER": str(folder),
                 "LAUNCHPAD_PROFILE": name,
                 "LAUNCHPAD_DURATION_S": str(profile.duration_s),
@@ -124,7 +121,7 @@ def _drive(context: Context, server: Server, name: str, profile: Profile, folder
             stderr=log,
             text=True,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=children.end_with_parent,
         )
         try:
             with console.progress(f"loadtest: profile {name}, {profile.users} users") as advance:
@@ -142,11 +139,6 @@ def _command(layout: Layout, profile: Profile) -> list[str]:
     options = ["--headless", f"--users={profile.users}", f"--spawn-rate={profile.spawn_rate}", "--stop-timeout=0"]
     locustfile = layout.relative(layout.locustfile)
     return [sys.executable, "-m", "locust", "-f", locustfile, *options, "--loglevel=WARNING", "--only-summary"]
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent is killed (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _follow(
@@ -199,10 +191,8 @@ def _summarise(
     ending: Ending,
 ) -> dict[str, Any]:
     """Write `summary.json` and `totals.csv` from the run's artifacts, and the run into the store."""
-    from launchpad.loadtest.traffic import line_name
-
-    models = {line_name(line): line.model for line in traffic}
-    if (folder / "history.csv").exists():
+    models = {line.line: line.model for line in traffic}
+    if (folder / HISTORY).exists():
         measured = summary.of_folder(folder, models, ending.measured_s)
     else:
         measured = {"measured_s": 0.0, "totals": None, "models": {}, "lines": {}, "errors": []}

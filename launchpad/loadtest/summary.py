@@ -8,8 +8,8 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
+from launchpad import runfolder
 from launchpad.gates import Gate
-from launchpad.loadtest import recorder
 from launchpad.spec import Objectives
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -43,17 +43,17 @@ def of_folder(folder: Path, models: dict[str, str], measured_s: float | None) ->
 
     models: {line: its model}. measured_s: length of the run; the seconds in its history where it is not known.
     """
-    history = recorder.read_history(folder)
+    history = runfolder.read_history(folder)
     seconds = measured_s or float(len({row["second"] for row in history}))
-    merged = {line: recorder.histogram() for line in models}
-    for line, _, histogram in recorder.read_histograms(folder):
+    merged = {line: runfolder.histogram() for line in models}
+    for line, _, histogram in runfolder.read_histograms(folder):
         merged[line].add(histogram)
     requests = {line: sum(row["requests"] for row in history if row["line"] == line) for line in models}
     failures = {line: sum(row["failures"] for row in history if row["line"] == line) for line in models}
 
     def over(lines: Iterable[str]) -> dict[str, Any]:
         chosen = list(lines)
-        whole = recorder.histogram()
+        whole = runfolder.histogram()
         for line in chosen:
             whole.add(merged[line])
         return figures(whole, sum(requests[x] for x in chosen), sum(failures[x] for x in chosen), seconds)
@@ -65,7 +65,7 @@ def of_folder(folder: Path, models: dict[str, str], measured_s: float | None) ->
             name: over(line for line in models if models[line] == name) for name in dict.fromkeys(models.values())
         },
         "lines": {line: over([line]) for line in models},
-        "errors": recorder.read_errors(folder),
+        "errors": runfolder.read_errors(folder),
     }
 
 

@@ -66,7 +66,7 @@ def lines(declaration: Declaration, profile: str) -> list[Line]:
             raise EnvironmentFault(f"{name} has no examples for {traffic.signature}", layout.relative(path))
         made.append(
             Line(
-                name=line_name(traffic),
+                name=traffic.line,
                 path=f"/v1/models/{name}:predict",
                 weight=traffic.weight,
                 declared=traffic,
@@ -74,12 +74,6 @@ def lines(declaration: Declaration, profile: str) -> list[Line]:
             )
         )
     return made
-
-
-def line_name(traffic: Traffic) -> str:
-    """Return how results name a line. No comma: it is a tag in the histogram log."""
-    batch = f" x{traffic.batch}" if traffic.batch > 1 else ""
-    return f"{traffic.model} {traffic.signature}{batch}"
 
 
 def _request(traffic: Traffic, examples: Examples, index: int) -> Request:

@@ -59,7 +59,7 @@ class PredictUser(FastHttpUser):
         line, request = _traffic[index], next(self._cycles[index])
         start = time.perf_counter_ns()
         with self.client.post(
-            line.path, data=request.body, name=line.name, catch_response=True, headers=HEADERS
+            line.path, data=request.body, name=line.name, catch_response=True, headers=HEADERS  # type: ignore[arg-type]
         ) as response:
             latency_us = (time.perf_counter_ns() - start) / 1000
             if response.status_code != 200:

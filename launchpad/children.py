@@ -1,0 +1,22 @@
+"""Child processes: they find this package wherever they are started, and do not outlive who needs them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a child: this one's, with this package importable and output unbuffered."""
+    package_root = str(Path(__file__).parent.parent)
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
+def end_with_parent() -> None:
+    """Have the kernel end the calling process when its parent ends, however that ends. For `preexec_fn`."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""Image: what the launch backend needs built beforehand."""

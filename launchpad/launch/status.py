@@ -1,0 +1,91 @@
+"""What is to be known of the launched server: its models, their versions and states, uptime, requests served."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from launchpad import console
+from launchpad.client import RestClient, ServerError
+from launchpad.launch.stage import running_server
+from launchpad.layout import Layout
+from launchpad.server import Server
+
+REQUEST_COUNT = ":tensorflow:serving:request_count"
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """A version of a model; `requests` is None where the server has no metrics page."""
+
+    model: str
+    version: int
+    state: str
+    requests: int | None
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    server: Server
+    uptime_s: float
+    models: list[ModelStatus] = field(default_factory=list)
+    trouble: str = ""
+
+
+def status(layout: Layout) -> ServerStatus | None:
+    """Return the state of the running server; None if none is running in this checkout."""
+    server = running_server(layout)
+    if server is None:
+        return None
+    uptime_s = time.time() - server.created
+    if server.rest_url is None:
+        return ServerStatus(server, uptime_s, trouble="REST is off: no model status")
+    client = RestClient(server.rest_url, timeout_s=2)
+    try:
+        requests = _requests(client.metrics(server.metrics_path)) if server.metrics_path else None
+        models = [
+            ModelStatus(model, version, state, requests[model] if requests is not None else None)
+            for model in server.models
+            for version, state in sorted(client.states(model).items())
+        ]
+    except ServerError as error:
+        return ServerStatus(server, uptime_s, trouble=f"does not answer: {error.kind}")
+    return ServerStatus(server, uptime_s, models)
+
+
+def _requests(metrics: str) -> Counter[str]:
+    """Return the requests answered well so far, by model."""
+    counts: Counter[str] = Counter()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples if family.name == REQUEST_COUNT else ():
+            if sample.labels.get("status") == "OK":
+                counts[sample.labels["model_name"]] += int(sample.value)
+    return counts
+
+
+def show(root: Path) -> None:
+    """Print the state of the running server."""
+    found = status(Layout(root))
+    if found is None:
+        console.say("no server is running in this checkout; `invoke launch` starts one")
+        return
+    server = found.server
+    places = ", ".join(filter(None, [server.rest_url, server.grpc_address and f"grpc://{server.grpc_address}"]))
+    console.say(f"{server.backend} server, process {server.pid}, up {_duration(found.uptime_s)}, {places}")
+    if found.trouble:
+        console.say(f"  {found.trouble}", "yellow")
+    rows = [
+        (row.model, row.version, row.state, "–" if row.requests is None else f"{row.requests:,}")
+        for row in found.models
+    ]
+    if rows:
+        console.table("", ("model", "version", "state", "requests served"), rows, right=("version", "requests served"))
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=int(seconds)))

@@ -1,0 +1,140 @@
+"""The pipeline: the stages in order, run one by one or as the chain `deploy-local`, under the checkout's lock."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from launchpad import console, declaration
+from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, LaunchpadError, Problem
+from launchpad.exclusive import exclusive
+from launchpad.stage import Context, Outcome, Stage, Stopwatch
+
+STAGES = {
+    "export": "launchpad.export.stage:Export",
+    "configure": "launchpad.configure.stage:Configure",
+    "build": "launchpad.image.stage:Build",
+    "launch": "launchpad.launch.stage:Launch",
+    "warmup": "launchpad.warmup.stage:Warmup",
+    "loadtest": "launchpad.loadtest.stage:LoadTest",
+    "report": "launchpad.report.stage:Report",
+}
+"""Stages in the order in which they depend on each other; loaded when they are needed."""
+
+COLORS = {"done": "green", "up to date": "dim", "skipped": "dim", "failed": "bold red"}
+
+
+def stage(name: str) -> Stage:
+    """Return a stage by name."""
+    module, _, kind = STAGES[name].partition(":")
+    return getattr(importlib.import_module(module), kind)()
+
+
+def context(
+    root: Path,
+    *,
+    force: bool = False,
+    profile: str | None = None,
+    duration_s: float | None = None,
+    run: str | None = None,
+) -> Context:
+    """Read the declaration and return what stages are given. Raises DeclarationError for anything wrong in it."""
+    declared = declaration.load(root)
+    profiles = declared.pipeline.loadtest.profiles
+    if profile and profile not in profiles:
+        raise DeclarationError(f"there is no profile {profile!r}", fix=f"declared: {', '.join(profiles)}")
+    if duration_s is not None and duration_s <= 0:
+        raise DeclarationError(f"a duration of {duration_s:g} s measures nothing", fix="give more than 0")
+    return Context(declared, force=force, profile=profile, duration_s=duration_s, run=run or "")
+
+
+def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:
+    """Run stages in order, or say what would run and why.
+
+    What a live stage measured is reported even when it failed. Raises GateFailed at the end for everything that
+    did not hold, and at once the LaunchpadError of a stage that could not do its work.
+    """
+    if dry_run:
+        show_plan(names, given)
+        return
+    with exclusive(given.layout.lock):
+        outcomes = _run_in_order(names, given)
+    failures = [problem for _, outcome, _ in outcomes for problem in outcome.failures]
+    if failures:
+        raise GateFailed(failures)
+
+
+def show_plan(names: Sequence[str], given: Context) -> None:
+    """Print what each stage would do and why."""
+    rows = []
+    for name in names:
+        for plan in stage(name).plan(given):
+            rows.append((name, plan.what, "would run" if plan.reason else "nothing to do", plan.reason))
+    console.table("What would run", ("stage", "what", "", "why"), rows)
+
+
+def _run_in_order(names: Sequence[str], given: Context) -> list[tuple[str, Outcome, float]]:
+    outcomes: list[tuple[str, Outcome, float]] = []
+    if len(names) > 1 and "loadtest" in names:
+        from launchpad.loadtest.stage import new_run
+
+        given = replace(given, run=given.run or new_run())
+    for number, name in enumerate(names, 1):
+        current = stage(name)
+        if len(names) > 1:
+            console.heading(number, len(names), name, current.summary)
+        clock = Stopwatch()
+        outcome = current.run(given)
+        outcomes.append((name, outcome, clock.seconds))
+        console.say(f"  {outcome.status}: {outcome.detail}", COLORS[outcome.status])
+    if len(names) > 1:
+        _show_outcomes(outcomes, given)
+    return outcomes
+
+
+def _show_outcomes(outcomes: list[tuple[str, Outcome, float]], given: Context) -> None:
+    rows = [(name, outcome.status, f"{seconds:.1f}", outcome.detail) for name, outcome, seconds in outcomes]
+    console.say("")
+    console.table("What happened", ("stage", "", "seconds", "detail"), rows, right=("seconds",))
+    for name, outcome, _ in outcomes:
+        for path in outcome.look_at if name in ("loadtest", "report") else ():
+            console.say(f"  {name}: {given.layout.relative(path)}")
+    console.say("  `invoke status` shows the server, `invoke stop` ends it, `locust -f loadtests/` drives it by hand")
+
+
+@contextmanager
+def reported(exit_with: Callable[[int], BaseException]) -> Iterator[None]:
+    """Show errors of the block as the user needs them, then raise `exit_with(exit code)`."""
+    try:
+        yield
+    except LaunchpadError as error:
+        _show(error)
+        raise exit_with(error.exit_code) from None
+    except KeyboardInterrupt:
+        console.fail("interrupted; what was finished is kept, the next run continues")
+        raise exit_with(130) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        fault = EnvironmentFault(
+            f"{os.strerror(error.errno)}, at {error.filename or 'a file of this checkout'}",
+            fix="what was there before is still there; make room or give access, and run again",
+        )
+        _show(fault)
+        raise exit_with(fault.exit_code) from None
+
+
+def _show(error: LaunchpadError) -> None:
+    kinds = {1: "not passed", 2: "wrong declaration or arguments", 3: "the environment does not allow it"}
+    console.fail(f"{kinds[error.exit_code]}:")
+    for problem in error.problems:
+        console.fail(f"  {_indented(problem)}")
+
+
+def _indented(problem: Problem) -> str:
+    return str(problem).replace("\n", "\n  ")

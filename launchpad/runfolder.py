@@ -1,0 +1,67 @@
+"""The files of a run folder, `loadtests/results/<run>/`, and how they are read.
+
+`history.csv`: a row for each second and line of traffic. `errors.csv`: failures by second, line and kind.
+`latency.hlog`: an HdrHistogram log (format 1.2) with an interval histogram for each second and line; the line,
+percent-encoded, is the tag; values are in µs. Files that were cut short are read up to their last whole row.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from hdrh.histogram import HdrHistogram
+
+SUMMARY = "summary.json"
+HISTORY = "history.csv"
+ERRORS = "errors.csv"
+HISTOGRAMS = "latency.hlog"
+TOTALS = "totals.csv"
+
+HISTORY_COLUMNS = ("second", "line", "requests", "failures", "p50_ms", "p95_ms", "p99_ms", "max_ms")
+ERROR_COLUMNS = ("second", "line", "kind", "count", "example")
+
+LOWEST_US = 1
+HIGHEST_US = 600_000_000
+SIGNIFICANT_DIGITS = 3
+
+
+def histogram() -> HdrHistogram:
+    """Return an empty histogram of latencies: 1 µs to 10 min, three significant digits."""
+    return HdrHistogram(LOWEST_US, HIGHEST_US, SIGNIFICANT_DIGITS)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of `history.csv`; a last row that was cut short is left out."""
+    with (folder / HISTORY).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["max_ms"] is not None]
+    counts = ("second", "requests", "failures")
+    return [{**row, **{name: int(row[name]) for name in counts}} for row in rows]
+
+
+def read_errors(folder: Path) -> list[dict[str, Any]]:
+    """Return [{line, kind, count, example}], the counts added up over the run, the most frequent first."""
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
+    with (folder / ERRORS).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["example"] is not None:
+                counts[row["line"], row["kind"]] += int(row["count"])
+                examples.setdefault((row["line"], row["kind"]), row["example"])
+    return [
+        {"line": line, "kind": kind, "count": count, "example": examples[line, kind]}
+        for (line, kind), count in counts.most_common()
+    ]
+
+
+def read_histograms(folder: Path) -> Iterator[tuple[str, float, HdrHistogram]]:
+    """Yield (line, second, histogram in µs) for each interval of `latency.hlog` that is whole."""
+    with (folder / HISTOGRAMS).open(encoding="utf-8") as file:
+        for text in file:
+            if text.startswith("Tag=") and text.endswith("\n"):
+                tag, start, _, _, payload = text.rstrip("\n").split(",")
+                yield unquote(tag.removeprefix("Tag=")), float(start), HdrHistogram.decode(payload)

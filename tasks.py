@@ -1,0 +1,162 @@
+"""The project's commands: `invoke --list`. Each task parses its options, calls a stage and prints the outcome."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from invoke.context import Context as Invocation
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))
+
+COMMON = {
+    "force": "run even what is up to date",
+    "dry_run": "say what would run and why, run nothing",
+}
+LOAD = {
+    "profile": "load-test profile of pipeline.yaml; the default one unless given",
+    "duration": "seconds to measure, in place of the profile's",
+}
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    from launchpad import pipeline
+
+    with pipeline.reported(lambda code: Exit(code=code)):
+        yield
+
+
+def run(names: list[str], dry_run: bool = False, duration: float = 0, **options: Any) -> None:
+    from launchpad import pipeline
+
+    with reported():
+        pipeline.run(names, pipeline.context(ROOT, duration_s=duration or None, **options), dry_run)
+
+
+@task(help={**COMMON, **LOAD})
+def deploy_local(
+    _: Invocation, force: bool = False, dry_run: bool = False, profile: str = "", duration: float = 0
+) -> None:
+    """Everything: export, configure, build, launch, warmup, loadtest, report."""
+    from launchpad.pipeline import STAGES
+
+    run(list(STAGES), dry_run, duration, force=force, profile=profile or None)
+
+
+@task(help=COMMON)
+def export(_: Invocation, force: bool = False, dry_run: bool = False) -> None:
+    """Train or load each model, export it with preprocessing inside, verify it as the server loads it."""
+    run(["export"], dry_run, force=force)
+
+
+@task(help={**COMMON, "check": "fail if the committed files differ from what pipeline.yaml gives; write nothing"})
+def configure(_: Invocation, force: bool = False, dry_run: bool = False, check: bool = False) -> None:
+    """Render and lint the server's configuration files and flags into serving/config/."""
+    if not check:
+        run(["configure"], dry_run, force=force)
+        return
+    with reported():
+        from launchpad import console, pipeline
+        from launchpad.configure.stage import Configure
+
+        console.say(Configure().check(pipeline.context(ROOT)).detail)
+
+
+@task(help=COMMON)
+def build(_: Invocation, force: bool = False, dry_run: bool = False) -> None:
+    """Build the server image, where the backend runs one."""
+    run(["build"], dry_run, force=force)
+
+
+@task(help=COMMON)
+def launch(_: Invocation, force: bool = False, dry_run: bool = False) -> None:
+    """Start the model server in the background and wait until every model is AVAILABLE."""
+    run(["launch"], dry_run, force=force)
+
+
+@task(help={"dry_run": COMMON["dry_run"]})
+def warmup(_: Invocation, dry_run: bool = False) -> None:
+    """Send real requests to every signature; record first against steady latency."""
+    run(["warmup"], dry_run)
+
+
+@task(help={"dry_run": COMMON["dry_run"], **LOAD})
+def loadtest(_: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0) -> None:
+    """Drive the running server with Locust; check every answer, record every latency."""
+    run(["loadtest"], dry_run, duration, profile=profile or None)
+
+
+@task(name="report", help={"dry_run": COMMON["dry_run"], "run_id": "the run to report on; the newest unless given"})
+def report_(_: Invocation, dry_run: bool = False, run_id: str = "") -> None:
+    """Write reports/<run>/report.html and report.md."""
+    run(["report"], dry_run, run=run_id or None)
+
+
+@task
+def status(_: Invocation) -> None:
+    """Show the server: models, versions, states, uptime, requests served."""
+    with reported():
+        from launchpad.launch.status import show
+
+        show(ROOT)
+
+
+@task(help={"lines": "how many lines, from the end", "follow": "go on as the log grows, until Ctrl-C"})
+def logs(_: Invocation, lines: int = 50, follow: bool = False) -> None:
+    """Print the server's log."""
+    with reported():
+        from launchpad.launch.log import show
+
+        show(ROOT, lines, follow)
+
+
+@task
+def stop(_: Invocation) -> None:
+    """End the server; it finishes what is in flight first."""
+    with reported():
+        from launchpad import console
+        from launchpad.launch.stage import stop as stop_servers
+        from launchpad.layout import Layout
+
+        ended = stop_servers(Layout(ROOT))
+        console.say(f"ended {ended} server{'s' if ended != 1 else ''}" if ended else "no server was running")
+
+
+@task(help={"store": "delete the run store too, with the history of all runs"})
+def clean(_: Invocation, store: bool = False) -> None:
+    """End the server and delete what is not committed: deployment, logs, state. Artifacts and runs stay."""
+    with reported():
+        from launchpad.housekeeping import clean as clean_checkout
+
+        clean_checkout(ROOT, store)
+
+
+@task(
+    help={
+        "source": "path/to/module.py:function, a .keras file, or a SavedModel folder",
+        "name": "name of the model; from the source unless given",
+        "force": "replace the pipeline.yaml that is there",
+    }
+)
+def init(_: Invocation, source: str, name: str = "", force: bool = False) -> None:
+    """Write a working pipeline.yaml for a model of your own."""
+    with reported():
+        from launchpad.housekeeping import init as write_declaration
+
+        write_declaration(ROOT, source, name, force)
+
+
+@task(help={"check": "fail if the committed schema is not the one of the types; write nothing"})
+def schema(_: Invocation, check: bool = False) -> None:
+    """Write pipeline.schema.json, by which editors complete and check pipeline.yaml."""
+    with reported():
+        from launchpad.housekeeping import write_schema
+
+        write_schema(ROOT, check)
