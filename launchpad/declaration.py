@@ -218,7 +218,7 @@ def _problem(file: str, lines: dict[KeyPath, int], fault: dict[str, Any]) -> Pro
     if kind == "missing":
         return Problem(f"{_dotted((*path, fault['loc'][-1]))}: is missing", where)
     message = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    message = message.replace("a valid dictionary", "a mapping").replace(" or instance of Pipeline", "")
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", message)
     given = fault["input"]
     shown = "" if kind == "value_error" or isinstance(given, (dict, tuple)) else f", not {given!r}"
     return Problem(f"{name}: {message}{shown}", where)
