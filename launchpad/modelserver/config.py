@@ -201,6 +201,23 @@ def session_config(options: Options) -> bytes:
     return config.SerializeToString()
 
 
+def max_concurrent_streams(options: Options) -> int | None:
+    """The limit of calls on a connection that --grpc_channel_arguments gives, if any.
+
+    The other arguments tune the original's own gRPC library and have no counterpart here. Raises ConfigError.
+    """
+    limit = None
+    for argument in filter(None, options.grpc_channel_arguments.split(",")):
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"--grpc_channel_arguments: {argument!r} is not key=value")
+        if key == "grpc.max_concurrent_streams":
+            if not value.isdigit():
+                raise ConfigError(f"--grpc_channel_arguments: {argument!r} is not a whole number")
+            limit = int(value)
+    return limit
+
+
 def ssl_context(options: Options) -> ssl.SSLContext | None:
     """The TLS context of the gRPC port, or None for plain text. Raises ConfigError."""
     if not options.ssl_config_file:

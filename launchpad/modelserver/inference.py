@@ -123,7 +123,7 @@ class Inference:
         feed, fetches = self._classify_tensors(signature)
         return _one_shot(
             servable,
-            feed,
+            (feed,),
             fetches,
             request,
             "Classify",
@@ -136,7 +136,7 @@ class Inference:
         feed, fetches = self._regress_tensors(signature)
         return _one_shot(
             servable,
-            feed,
+            (feed,),
             fetches,
             request,
             "Regress",
@@ -145,7 +145,7 @@ class Inference:
 
     def multi_inference(self, servable: Servable, request: Any) -> Job:
         """The job that answers with one result for each task of a MultiInferenceRequest, from one run."""
-        signatures, feed, fetches = self._tasks(servable, request)
+        signatures, feeds, fetches = self._tasks(servable, request)
 
         def read(outputs: Outputs, count: int) -> list[Classification | Regression]:
             self._metrics.example_counts.cell(servable.name).add(count)
@@ -157,9 +157,12 @@ class Inference:
                 for task, signature in zip(request.tasks, signatures, strict=True)
             ]
 
-        return _one_shot(servable, feed, fetches, request.input, "", read)
+        return _one_shot(servable, feeds, fetches, request.input, "", read)
 
-    def _tasks(self, servable: Servable, request: Any) -> tuple[list[Signature], str, tuple[str, ...]]:
+    def _tasks(
+        self, servable: Servable, request: Any
+    ) -> tuple[list[Signature], tuple[str, ...], tuple[str, ...]]:
+        """The signatures of a request's tasks, and the names of the tensors that they feed and fetch."""
         signatures: dict[str, Signature] = {}
         feeds: set[str] = set()
         fetches: set[str] = set()
@@ -179,9 +182,7 @@ class Inference:
             feed, wanted = self._task_tensors(task.method_name, signature)
             feeds.add(feed)
             fetches.update(wanted)
-            if len(feeds) > 1:
-                raise invalid_argument("Input tensor must be the same for all Signatures.")
-        return list(signatures.values()), feeds.pop() if feeds else "", tuple(sorted(fetches))
+        return list(signatures.values()), tuple(sorted(feeds)), tuple(sorted(fetches))
 
     def _task_tensors(self, method_name: str, signature: Signature) -> tuple[str, tuple[str, ...]]:
         if method_name == CLASSIFY:
@@ -228,19 +229,19 @@ class Inference:
 
 def _one_shot(
     servable: Servable,
-    feed: str,
+    feeds: tuple[str, ...],
     fetches: tuple[str, ...],
     request: Any,
     api: str,
     read: Callable[[Outputs, int], Any],
 ) -> Job:
-    """The job that feeds the examples of an Input message to one tensor."""
+    """The job that feeds the examples of an Input message to each of `feeds`."""
     examples = _serialized_examples(request)
 
     def read_all(outputs: list[Tensor]) -> Any:
         return read(dict(zip(fetches, outputs, strict=True)), len(examples.strings))
 
-    return Job(servable, (feed,), fetches, [examples], api, read_all)
+    return Job(servable, feeds, fetches, [examples] * len(feeds), api, read_all)
 
 
 def _bind_inputs(signature: Signature, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 from .config import ModelSettings
+from .flags import schedulable_cpus
 from .runtime import release_free_memory
 from .servable import Servable
 from .status import Code, ServingError, invalid_argument
@@ -46,6 +47,7 @@ class Version:
     error: ServingError | None = None
     servable: Servable | None = None
     wanted: bool = True
+    attempts: int = 0
     task: asyncio.Task[None] | None = None
 
 
@@ -70,6 +72,11 @@ class Model:
         self.removed = False
         self.complained = ""
 
+    def settled(self) -> bool:
+        """Whether each wanted version has been loaded, or has at least failed once."""
+        coming = [version for version in self.versions.values() if version.wanted and not version.attempts]
+        return bool(self.versions) and not coming
+
     def latest(self) -> Servable | None:
         """The available version with the highest number."""
         available = [version for version in self.versions.values() if version.state is State.AVAILABLE]
@@ -85,7 +92,7 @@ class ModelManager:
         self._models: dict[str, Model] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
         self._latest: dict[str, Servable | None] = {}
-        self._loaders = ThreadPoolExecutor(max(1, options.num_load_threads), "load")
+        self._loaders = ThreadPoolExecutor(4 * schedulable_cpus(), "initial load")
         self._unloaders = ThreadPoolExecutor(max(1, options.num_unload_threads), "unload")
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -198,11 +205,23 @@ class ModelManager:
             await asyncio.sleep(wait)
             await self.poll_once()
 
+    def initial_load_done(self) -> None:
+        """Load with as many threads as the options say, after a start with as many as are useful."""
+        self._loaders.shutdown(wait=False)
+        self._loaders = ThreadPoolExecutor(max(1, self._options.num_load_threads), "load")
+
     async def wait_until_available(self, models: list[Model]) -> None:
-        """Wait until each model has an available version; raises UNKNOWN if all versions of one have failed."""
+        """Wait until each model has an available version and has tried all that are wanted.
+
+        Raises UNKNOWN if all versions of one model have failed.
+        """
         while True:
             self._changed.clear()
-            waiting = [model for model in models if not model.removed and model.latest() is None]
+            waiting = [
+                model
+                for model in models
+                if not model.removed and (model.latest() is None or not model.settled())
+            ]
             for model in waiting:
                 ended = [version for version in model.versions.values() if version.wanted]
                 if ended and all(version.state is State.END for version in ended):
@@ -252,9 +271,12 @@ class ModelManager:
                 version.servable = await loop.run_in_executor(self._loaders, self._load, name, number, path)
             except ServingError as error:
                 version.error = error
+                version.attempts += 1
+                self._changed.set()
                 _log.error("model %s version %d: loading failed: %s", name, number, error)
                 continue
             version.error = None
+            version.attempts += 1
             _log.info("model %s version %d available after %.2f s", name, number, monotonic() - started)
             self._set_state(model, version, State.AVAILABLE)
             self._retire(model)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, perf_counter
@@ -15,7 +17,9 @@ from . import config
 from .batching import BatchingOptions, BatchQueue, BatchRunner, BatchScheduler
 from .execution import DirectRunner, Workers
 from .flags import Options
+from .grpc_api import GrpcApi, ModelService, PredictionService, health_calls
 from .http import HttpServer
+from .http2 import Http2Server
 from .inference import Inference
 from .manager import ManagerOptions, ModelManager
 from .metrics import Metrics
@@ -168,9 +172,28 @@ class ModelServer:
             metrics_path=settings.metrics_path,
         )
         self._http = HttpServer(rest.handle, options.max_request_bytes)
+        self._http2 = Http2Server(
+            self._grpc_api().handle, options.max_request_bytes, config.max_concurrent_streams(options)
+        )
+        self._tls = config.ssl_context(options)
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[asyncio.Server] = []
+
+    def _grpc_api(self) -> GrpcApi:
+        options = self._options
+        prediction = PredictionService(
+            self._manager,
+            self._inference,
+            self._metrics,
+            as_content=options.enable_serialization_as_tensor_content,
+        )
+        calls = prediction.calls() | ModelService(self._manager, self.reconfigure, self._spawn).calls()
+        if options.enable_grpc_healthcheck_service:
+            calls |= health_calls()
+        return GrpcApi(
+            calls, threads=options.grpc_max_threads, max_message_bytes=options.max_request_bytes
+        )
 
     def _read_models(self) -> dict[str, config.ModelSettings]:
         if self._options.model_config_file:
@@ -185,7 +208,7 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        self._check_ports()
+        self._bind_ports()
         loading = loop.create_task(self._load_models())
         stopping = loop.create_task(self._stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -199,39 +222,58 @@ class ModelServer:
             task.cancel()
         self._loader.stop()
 
-    def _check_ports(self) -> None:
+    def _bind_ports(self) -> None:
+        """Take the ports, so as to fail at once where one is taken; they open when the models are there."""
         options = self._options
         if options.rest_api_port and options.rest_api_port == options.port:
             raise StartError("--rest_api_port cannot be the same as --port")
         if not options.rest_api_port and not options.port and not options.grpc_socket_path:
             raise StartError("nothing to serve: --port, --rest_api_port and --grpc_socket_path are all off")
+        self._rest_socket = _bind(options.host, options.rest_api_port)
+        self._grpc_socket = _bind(options.host, options.port)
 
     async def _load_models(self) -> None:
         new = self._manager.configure(self._models)
         await self._manager.poll_once()
         self._spawn(self._manager.poll())
         await self._manager.wait_until_available(new)
+        self._manager.initial_load_done()
 
     def _spawn(self, work: Any) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
 
     async def _listen(self) -> None:
         options = self._options
-        if options.rest_api_port:
-            await self._open(self._http.connection, options.rest_api_port, "REST")
+        await self._listen_on(self._rest_socket, self._http.connection, "REST")
+        await self._listen_on(self._grpc_socket, self._http2.connection, "gRPC", self._tls)
+        if options.grpc_socket_path:
+            await self._open_socket(options.grpc_socket_path)
         self._spawn(self._watch_connections())
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             self._spawn(self._poll_config())
 
-    async def _open(self, protocol: Callable[[], asyncio.Protocol], port: int, name: str) -> None:
-        host = self._options.host
+    async def _listen_on(
+        self,
+        bound: socket.socket | None,
+        protocol: Callable[[], asyncio.Protocol],
+        name: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        if bound is None:
+            return
+        listener = await asyncio.get_running_loop().create_server(protocol, sock=bound, backlog=1024, ssl=tls)
+        self._listeners.append(listener)
+        host, port = bound.getsockname()[:2]
+        _log.info("%s API at %s:%d%s", name, host, port, " with TLS" if tls else "")
+
+    async def _open_socket(self, path: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            listener = await loop.create_server(protocol, host, port, backlog=1024)
+            listener = await loop.create_unix_server(self._http2.connection, path, ssl=self._tls)
         except OSError as error:
-            raise StartError(f"cannot listen on {host}:{port} for {name}: {os.strerror(error.errno or 0)}") from None
+            raise StartError(f"cannot listen on {path}: {_reason(error)}") from None
         self._listeners.append(listener)
-        _log.info("%s API at %s:%d", name, host, port)
+        _log.info("gRPC API at unix:%s", path)
 
     async def _watch_connections(self) -> None:
         while True:
@@ -262,10 +304,32 @@ class ModelServer:
         for listener in self._listeners:
             listener.close()
         self._http.close_idle()
+        self._http2.close_idle()
         limit = monotonic() + self._options.shutdown_grace_seconds
-        while self._http.connections and monotonic() < limit:
+        while self._busy_connections() and monotonic() < limit:
             await asyncio.sleep(0.01)
-        if self._http.connections:
-            _log.warning("stopped with %d connections still busy", len(self._http.connections))
+        if self._busy_connections():
+            _log.warning("stopped with %d connections still busy", self._busy_connections())
         else:
             _log.info("stopped")
+
+    def _busy_connections(self) -> int:
+        return len(self._http.connections) + len(self._http2.connections)
+
+
+def _bind(host: str, port: int) -> socket.socket | None:
+    """A socket bound to the port, not listening yet; None for port 0. Raises StartError."""
+    if not port:
+        return None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {_reason(error)}") from None
+    return bound
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
