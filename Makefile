@@ -5,7 +5,7 @@ PYTHON ?= python3
 .SILENT:
 
 deploy-local: .venv/ready
-	.venv/bin/invoke deploy-local
+	.venv/bin/invoke deploy-local $(if $(PROFILE),--profile $(PROFILE))
 
 test: .venv/ready
 	.venv/bin/python -m pytest

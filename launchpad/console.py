@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from rich.text import Text
 PLAIN_WIDTH = 140
 """Columns of a table where there is no terminal to measure."""
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Advance = Callable[[float, float], None]
@@ -43,7 +44,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    out.print(grid, soft_wrap=False, width=None if out.is_terminal else PLAIN_WIDTH)
+    out.print(grid, soft_wrap=False)
 
 
 def verdict(ok: bool | None) -> Text:

@@ -72,9 +72,15 @@ def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:
 def show_plan(names: Sequence[str], given: Context) -> None:
     """Print what each stage would do and why."""
     rows = []
+    due: list[str] = []
     for name in names:
-        for plan in stage(name).plan(given):
-            rows.append((name, plan.what, "would run" if plan.reason else "nothing to do", plan.reason))
+        current = stage(name)
+        ahead = [other for other in current.follows if other in due]
+        for plan in current.plan(given):
+            reason = plan.reason or (f"{' and '.join(ahead)} would run" if ahead else "")
+            rows.append((name, plan.what, "would run" if reason else "nothing to do", reason))
+            if reason:
+                due.append(name)
     console.table("What would run", ("stage", "what", "", "why"), rows)
 
 

@@ -433,7 +433,7 @@ class Pipeline(Strict):
                 model.preprocessing or any(s.steps or s.input for s in model.signatures.values())
             ):
                 message = "a SavedModel keeps its own signatures: name them, without steps or preprocessing"
-                yield ("models", name, "signatures"), message
+                yield ("models", name, "preprocessing" if model.preprocessing else "signatures"), message
         for flag, value in self.serving.flags.items():
             if not _fits(flag, value):
                 yield ("serving", "flags", flag), f"takes {FLAGS[flag].type.__name__}, not {value!r}"

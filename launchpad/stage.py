@@ -56,10 +56,15 @@ class Outcome:
 
 
 class Stage(ABC):
-    """A stage of the pipeline. `name` is its Invoke task; `summary` is one line on what it does."""
+    """A stage of the pipeline.
+
+    `name` is its Invoke task; `summary` is one line on what it does; `follows` names the stages whose artifacts it
+    uses, so that a plan can say that it will run because they do.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    follows: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def plan(self, context: Context) -> list[Plan]:

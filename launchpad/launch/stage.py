@@ -27,6 +27,7 @@ LOG_LINES = 15
 class Launch(Stage):
     name = "launch"
     summary = "start the model server on 127.0.0.1 and wait until every model is AVAILABLE"
+    follows = ("export", "configure", "build")
 
     def plan(self, context: Context) -> list[Plan]:
         backend, _ = choose(context.declaration)

@@ -21,6 +21,7 @@ from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 
 from launchpad import declaration
+from launchpad.errors import LaunchpadError
 from launchpad.loadtest.recorder import Recorder
 from launchpad.loadtest.traffic import Line, Request, lines
 
@@ -28,7 +29,10 @@ RUN_FOLDER = "LAUNCHPAD_RUN_FOLDER"
 PROFILE = "LAUNCHPAD_PROFILE"
 DURATION = "LAUNCHPAD_DURATION_S"
 
-declared = declaration.load(Path.cwd())
+try:
+    declared = declaration.load(Path.cwd())
+except LaunchpadError as error:
+    sys.exit(str(error))
 pipeline = declared.pipeline
 profile_name = os.environ.get(PROFILE, pipeline.loadtest.profile)
 profile = pipeline.loadtest.profiles[profile_name]
@@ -91,7 +95,10 @@ def _rotated(requests: list[Request], chance: random.Random) -> list[Request]:
 
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
-    _traffic.extend(lines(declared, profile_name))
+    try:
+        _traffic.extend(lines(declared, profile_name))
+    except LaunchpadError as error:
+        sys.exit(str(error))
     if RUN_FOLDER in os.environ:
         gevent.spawn(_record, environment, Path(os.environ[RUN_FOLDER]), float(os.environ[DURATION]))
 
