@@ -90,7 +90,7 @@ def _text(batching: BatchQueue, origin: str) -> str:
             lines += [f"{name}: {size}" for size in value]
         elif name == "pad_variable_length_inputs" and value:
             lines.append(f"{name}: true")
-        elif value not in (None, False):
+        elif value is not None and value is not False:
             lines.append(f"{name} {{ value: {_scalar(value)} }}")
     width = max(map(len, lines))
     return "".join(f"{line:<{width}}  # {origin}.{line.split()[0].rstrip(':')}\n" for line in lines)

@@ -53,7 +53,8 @@ def test_a_declaration_knows_the_line_of_a_key_and_of_its_nearest_parent_that_is
             "did you mean 'normalize'?",
         ),
         (
-            "name: a\nmodels:\n  a:\n    source: x.keras\n    preprocessing:\n      - resize: {heigth: 1, width: 2, height: 1}\n",
+            "name: a\nmodels:\n  a:\n    source: x.keras\n    preprocessing:\n"
+            "      - resize: {heigth: 1, width: 2, height: 1}\n",
             6,
             "models.a.preprocessing[0].resize.heigth: unknown key",
             "did you mean 'height'?",

@@ -1,0 +1,129 @@
+"""The rules that the declaration's objects keep by themselves."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from launchpad.spec import Batching, BatchQueue, Model, Pipeline, Step, Traffic, VersionPolicy
+
+
+def pipeline(**parts) -> Pipeline:
+    return Pipeline.model_validate({"name": "tiny", "models": {"tiny": {"source": "model.py:build"}}} | parts)
+
+
+def contradictions(**parts) -> list[str]:
+    return [f"{'.'.join(map(str, path))}: {message}" for path, message in pipeline(**parts).contradictions()]
+
+
+def test_objects_cannot_be_changed_after_reading():
+    with pytest.raises(ValidationError, match="frozen"):
+        pipeline().name = "other"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("a/b.py:f", "function"), ("a/b.keras", "keras"), ("a/b", "saved_model"), ("models/x/1", "saved_model")],
+)
+def test_the_kind_of_a_source_follows_from_how_it_is_written(source, kind):
+    assert Model(source=source).source_kind == kind
+
+
+def test_a_step_without_settings_may_be_given_by_name():
+    assert Step.model_validate("decode_base64") == Step.model_validate({"decode_base64": {}})
+
+
+@pytest.mark.parametrize("value", [{}, {"normalize": {}, "decode_base64": {}}])
+def test_a_step_has_exactly_one_key(value):
+    with pytest.raises(ValidationError, match="exactly one of: decode_base64, parse_tensor"):
+        Step.model_validate(value)
+
+
+@pytest.mark.parametrize("value", [{}, {"latest": 1, "all": True}])
+def test_a_version_policy_has_exactly_one_key(value):
+    with pytest.raises(ValidationError, match="exactly one of: latest, specific, all"):
+        VersionPolicy.model_validate(value)
+
+
+@pytest.mark.parametrize("sizes", [(4, 2, 8), (2, 2, 8), (2, 4), (2, 16)])
+def test_allowed_batch_sizes_increase_and_end_with_the_largest_batch(sizes):
+    with pytest.raises(ValidationError, match="must increase and end with 8"):
+        BatchQueue(max_batch_size=8, allowed_batch_sizes=sizes)
+
+
+def test_with_splitting_allowed_batch_sizes_end_with_the_largest_batch_that_is_run():
+    parts = {"max_batch_size": 32, "enable_large_batch_splitting": True, "max_execution_batch_size": 8}
+    assert BatchQueue(**parts, allowed_batch_sizes=(4, 8)).batch_sizes == (4, 8)
+    with pytest.raises(ValidationError, match="end with 8"):
+        BatchQueue(**parts, allowed_batch_sizes=(4, 32))
+
+
+def test_an_execution_size_needs_splitting_and_fits_the_batch():
+    with pytest.raises(ValidationError, match="needs enable_large_batch_splitting"):
+        BatchQueue(max_batch_size=8, max_execution_batch_size=4)
+    with pytest.raises(ValidationError, match="must not exceed max_batch_size"):
+        BatchQueue(max_batch_size=8, max_execution_batch_size=16, enable_large_batch_splitting=True)
+
+
+@given(st.integers(1, 300))
+def test_without_allowed_sizes_a_batch_may_have_any_size_up_to_the_largest(largest):
+    sizes = BatchQueue(max_batch_size=largest).batch_sizes
+    assert sizes == tuple(range(1, largest + 1))
+
+
+@pytest.mark.parametrize("off", ["off", False])
+def test_batching_off_is_understood_as_yaml_1_1_reads_it(off):
+    assert pipeline(serving={"batching": off}).serving.batching == "off"
+
+
+def test_batching_parameters_are_an_object_and_words_stay_words():
+    assert isinstance(
+        pipeline(serving={"batching": {"max_batch_size": 4, "num_batch_threads": 1}}).serving.batching, Batching
+    )
+    assert pipeline(serving={"batching": "tuned"}).serving.batching == "tuned"
+    with pytest.raises(ValidationError, match="off"):
+        pipeline(serving={"batching": "on"})
+
+
+def test_a_profile_that_is_not_declared_is_a_contradiction():
+    profiles = {"profile": "fast", "profiles": {"steady": {"users": 1, "duration_s": 1}}}
+    assert contradictions(loadtest=profiles, release={"profile": "slow"}) == [
+        "loadtest.profile: there is no profile 'fast'; declared: steady",
+        "release.profile: there is no profile 'slow'; declared: steady",
+    ]
+
+
+def test_a_models_own_batching_needs_the_servers():
+    models = {"tiny": {"source": "m.py:f", "batching": {"max_batch_size": 4}}}
+    assert contradictions(models=models) == [
+        "models.tiny.batching: needs serving.batching, which sets the batch threads"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "place"),
+    [({"preprocessing": ("decode_base64",)}, "preprocessing"), ({"signatures": {"a": {"input": {}}}}, "signatures")],
+)
+def test_a_saved_model_takes_no_preprocessing(parts, place):
+    (found,) = contradictions(models={"tiny": {"source": "some/folder", **parts}})
+    assert found.startswith(f"models.tiny.{place}: a SavedModel keeps its own signatures")
+
+
+def test_a_server_without_any_port_is_a_contradiction():
+    assert contradictions(serving={"ports": {"rest": 0, "grpc": 0}})[0].startswith("serving.ports: REST and gRPC")
+
+
+def test_traffic_that_is_not_declared_goes_to_the_first_signature_of_every_model():
+    models = {"a": {"source": "m.py:f"}, "b": {"source": "m.py:f", "signatures": {"bytes": {}, "image": {}}}}
+    declared = pipeline(models=models)
+    assert [(line.model, line.signature) for line in declared.traffic("steady")] == [
+        ("a", "serving_default"),
+        ("b", "bytes"),
+    ]
+
+
+def test_a_line_of_traffic_is_named_by_model_signature_and_batch():
+    assert Traffic(model="m", signature="s").line == "m s"
+    assert Traffic(model="m", signature="s", batch=8).line == "m s x8"
