@@ -1,6 +1,7 @@
 """Real requests with the exporter's own answers: written by the export, sent and checked by warmup and load tests.
 
-The file is an `.npz`. Inputs of dtype string are kept as one run of bytes with offsets, so that no pickle is needed.
+The file is an `.npz` with names such as `input/SIGNATURE/NAME`, the signature percent-encoded. Inputs of dtype string
+are kept as one run of bytes with offsets, so that no pickle is needed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -41,15 +43,16 @@ class Examples:
         if self.labels is not None:
             arrays["labels"] = self.labels
         for signature, inputs in self.inputs.items():
+            place = quote(signature, safe="")
             for name, values in inputs.items():
-                key = f"input/{signature}/{name}"
+                key = f"input/{place}/{name}"
                 if isinstance(values, np.ndarray):
                     arrays[key] = values
                 else:
                     arrays[key] = np.frombuffer(b"".join(values), np.uint8)
-                    arrays[f"ends/{signature}/{name}"] = np.cumsum([len(value) for value in values])
+                    arrays[f"ends/{place}/{name}"] = np.cumsum([len(value) for value in values])
             for name, answers in self.outputs[signature].items():
-                arrays[f"output/{signature}/{name}"] = answers
+                arrays[f"output/{place}/{name}"] = answers
         np.savez_compressed(path, **arrays)
 
     @classmethod
@@ -59,7 +62,8 @@ class Examples:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays:
                 kind, _, rest = key.partition("/")
-                signature, _, name = rest.partition("/")
+                place, _, name = rest.partition("/")
+                signature = unquote(place)
                 if kind == "output":
                     outputs.setdefault(signature, {})[name] = arrays[key]
                 elif kind == "input":
@@ -70,7 +74,7 @@ class Examples:
 
 
 def _split(run: bytes, ends: np.ndarray) -> list[bytes]:
-    return [run[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [run[start:end] for start, end in zip([0, *ends][:-1], ends, strict=True)]
 
 
 def same_answer(expected: np.ndarray, given: np.ndarray) -> bool:

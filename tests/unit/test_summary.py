@@ -1,0 +1,120 @@
+"""The summary of a run follows from its files alone, and its figures are those of every request."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launchpad import runfolder
+from launchpad.loadtest import summary
+from launchpad.loadtest.recorder import Recorder
+from launchpad.spec import Objectives
+
+MODELS = {"a s": "a", "a t": "a", "b s": "b"}
+
+
+def record(folder: Path, requests: list[tuple[str, int | None]], seconds: int = 1) -> None:
+    """Record (line, latency in µs or None for a failure), spread evenly over the seconds."""
+    recorder = Recorder(folder, list(MODELS))
+    for second in range(seconds):
+        for line, latency_us in requests[second::seconds]:
+            if latency_us is None:
+                recorder.failed(line, "HTTP 503", "full")
+            else:
+                recorder.answered(line, latency_us)
+        recorder.flush()
+    recorder.close()
+
+
+def near(value_ms: float, least_us: float, most_us: float | None = None) -> bool:
+    """Whether a figure is the exact one, or between two exact ones, within three significant digits."""
+    return least_us * 0.999 - 1 <= value_ms * 1000 <= (most_us or least_us) * 1.001 + 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(list(MODELS)), st.none() | st.integers(1, 60_000_000)), max_size=60),
+    st.integers(1, 4),
+)
+def test_figures_are_those_of_every_request_whatever_second_it_fell_in(requests, seconds):
+    with tempfile.TemporaryDirectory() as folder:
+        record(Path(folder), requests, seconds)
+        measured = summary.of_folder(Path(folder), MODELS, 2.0)
+    scopes = {"totals": (measured["totals"], set(MODELS))}
+    scopes |= {m: (measured["models"][m], {x for x in MODELS if MODELS[x] == m}) for m in ("a", "b")}
+    scopes |= {line: (measured["lines"][line], {line}) for line in MODELS}
+    for figures, lines in scopes.values():
+        latencies = [us for line, us in requests if line in lines and us is not None]
+        count = sum(line in lines for line, _ in requests)
+        assert (figures["requests"], figures["failures"]) == (count, count - len(latencies))
+        assert figures["success_rate"] == (len(latencies) / count if count else None)
+        assert figures["throughput_rps"] == round(len(latencies) / 2.0, 1)
+        if not latencies:
+            assert {figures[key] for key in ("mean_ms", "p50_ms", "p99_ms", "p99.9_ms", "max_ms")} == {None}
+            continue
+        for key, percentile in {"p50_ms": 50, "p90_ms": 90, "p95_ms": 95, "p99_ms": 99, "p99.9_ms": 99.9}.items():
+            bounds = [np.percentile(latencies, percentile, method=which) for which in ("lower", "higher")]
+            assert near(figures[key], *bounds)
+        assert near(figures["max_ms"], max(latencies))
+        assert near(figures["mean_ms"], np.mean(latencies))
+
+
+def test_without_a_measured_length_the_seconds_of_the_history_count(tmp_path):
+    record(tmp_path, [("a s", 1000)] * 30, seconds=3)
+    measured = summary.of_folder(tmp_path, MODELS, None)
+    assert measured["measured_s"] == 3.0
+    assert measured["totals"]["throughput_rps"] == 10.0
+
+
+def test_a_run_that_was_cut_short_is_summarised_up_to_its_last_whole_second(tmp_path):
+    record(tmp_path, [("a s", 1000)] * 20 + [("b s", 2000)] * 20, seconds=2)
+    history = tmp_path / runfolder.HISTORY
+    history.write_bytes(history.read_bytes()[:-15])
+    measured = summary.of_folder(tmp_path, MODELS, None)
+    assert measured["models"]["a"]["requests"] == 20
+    assert measured["models"]["b"]["requests"] == 10
+
+
+def test_errors_are_listed(tmp_path):
+    record(tmp_path, [("a s", None), ("a s", None)])
+    assert summary.of_folder(tmp_path, MODELS, 1.0)["errors"] == [
+        {"line": "a s", "kind": "HTTP 503", "count": 2, "example": "full"}
+    ]
+
+
+def gates(folder: Path, **declared) -> dict[str, bool | None]:
+    found = summary.objectives(summary.of_folder(folder, MODELS, 1.0), Objectives(**declared))
+    return {gate.name: gate.passed for gate in found}
+
+
+def test_objectives_hold_for_each_model_by_itself(tmp_path):
+    record(tmp_path, [("a s", 5_000)] * 90 + [("b s", 50_000)] * 9 + [("b s", None)])
+    assert gates(tmp_path, p99_ms=10.0, error_rate=0.01, throughput_rps=99.0) == {
+        "p99 of a": True,
+        "error rate of a": True,
+        "p99 of b": False,
+        "error rate of b": False,
+        "throughput": True,
+    }
+
+
+def test_failed_requests_do_not_count_as_throughput(tmp_path):
+    record(tmp_path, [("a s", 5_000)] * 50 + [("a s", None)] * 50)
+    assert gates(tmp_path, throughput_rps=60.0) == {"throughput": False}
+
+
+@pytest.mark.parametrize("declared", [{"p99_ms": 10.0}, {"error_rate": 0.1}])
+def test_a_model_that_was_never_asked_has_not_passed(tmp_path, declared):
+    record(tmp_path, [("a s", 5_000)])
+    name = "p99 of b" if "p99_ms" in declared else "error rate of b"
+    assert gates(tmp_path, **declared)[name] is None
+
+
+def test_what_is_not_declared_is_no_gate(tmp_path):
+    record(tmp_path, [("a s", 5_000)])
+    assert gates(tmp_path) == {}
