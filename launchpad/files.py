@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,6 +98,22 @@ def recover(path: Path) -> None:
         old.rename(path)
     remove(old)
     discard(path)
+
+
+def copy_tree(source: Path, target: Path, link: bool = False) -> None:
+    """Copy a folder's files; with `link` by hard links where the file system allows it."""
+    for name in tree(source):
+        copy(source / name, target / name, link)
+
+
+def copy(source: Path, target: Path, link: bool = False) -> None:
+    """Copy a file, with its folder; with `link` by a hard link where the file system allows it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def remove(path: Path) -> None:

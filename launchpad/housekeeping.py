@@ -66,11 +66,13 @@ def init(root: Path, source: str, name: str, force: bool) -> None:
 
 
 def _signatures(place: Path) -> list[str]:
-    from launchpad.export.savedmodel import Served
     from launchpad.export.stage import quiet_tensorflow
 
-    with quiet_tensorflow(), Served(place) as served:
-        return sorted(served.signatures)
+    with quiet_tensorflow():
+        from launchpad.export.savedmodel import Served
+
+        with Served(place) as served:
+            return sorted(served.signatures)
 
 
 def _as_name(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
+
 from launchpad import files
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import Layout
@@ -40,6 +42,15 @@ class Server:
     @property
     def grpc_address(self) -> str | None:
         return f"127.0.0.1:{self.grpc_port}" if self.grpc_port else None
+
+    @property
+    def is_running(self) -> bool:
+        """Tell whether this very process still runs; one that has ended and not been waited for does not."""
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
 
     def save(self, layout: Layout) -> None:
         files.write_json(layout.server_state, asdict(self))

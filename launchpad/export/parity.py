@@ -32,21 +32,38 @@ class Raw:
 def answers(model: keras.Model, declared: Model, raw: np.ndarray) -> dict[str, np.ndarray]:
     """Return what the Keras model itself says of raw examples [n, ...]: {output name: [n, ...]}."""
     first = next(iter(declared.signatures.values()))
-    steps = [step for step in first.steps if step.name not in preprocessing.STRING_DECODERS]
-    ready = preprocessing.reference([*steps, *declared.preprocessing], raw)
-    outputs = model.predict(ready.reshape(-1, *model.inputs[0].shape[1:]), batch_size=BATCH, verbose=0)
-    return named_outputs(model, outputs)
+    ready = preprocessing.reference([*first.steps, *declared.preprocessing], raw)
+    taken = model.inputs[0].shape[1:]
+    if None not in taken:
+        ready = ready.reshape(-1, *taken)
+    return named_outputs(model, model.predict(ready, batch_size=BATCH, verbose=0))
 
 
 def raw_examples(dataset: Dataset | None, model: keras.Model, declared: Model) -> Raw:
-    """Return the held-out examples; where no data is declared, seeded noise in the shape that the model takes."""
+    """Return the held-out examples; where no data is declared, seeded noise in the shape that the model takes.
+
+    The noise is normal; whole numbers 0..255 where a signature carries integers, which would not keep fractions.
+    """
     if dataset is not None:
         return Raw(dataset.x_test, dataset.y_test, "held-out data")
     first = next(iter(declared.signatures.values()))
     taken = input_of(model, declared, first)
     shape = [size or 1 for size in (taken.shape if taken.dtype != "string" else model.inputs[0].shape[1:])]
-    noise = np.random.default_rng(declared.seed).normal(size=(declared.acceptance.parity_examples, *shape))
+    chance, size = np.random.default_rng(declared.seed), (declared.acceptance.parity_examples, *shape)
+    noise = chance.integers(0, 256, size) if _carries_integers(declared) else chance.normal(size=size)
     return Raw(noise.astype(np.float32), None, "synthetic")
+
+
+def _carries_integers(declared: Model) -> bool:
+    """Tell whether some signature takes its examples as integers, such as the pixels of an image."""
+    chains = [
+        (signature.input, (*signature.steps, *declared.preprocessing)) for signature in declared.signatures.values()
+    ]
+    return any(
+        step.name == "decode_image" or "int" in getattr(step.settings, "dtype", "")
+        for _, steps in chains
+        for step in steps
+    ) or any("int" in taken.dtype for taken, _ in chains if taken)
 
 
 def encoded(model: keras.Model, declared: Model, raw: Raw, answers: dict[str, np.ndarray], rows: slice) -> Examples:

@@ -115,13 +115,19 @@ def _pixels(example: np.ndarray, steps: Sequence[Step], channels: int) -> np.nda
 
 
 def reference(steps: Sequence[Step], examples: np.ndarray) -> np.ndarray:
-    """Return raw examples [n, ...] after the steps, computed in NumPy where the step allows."""
+    """Return raw examples [n, ...] after they were encoded and the steps applied, in NumPy where the step allows."""
     values = examples
     for step in steps:
-        if step.normalize:
-            values = ((values.astype(np.float64) - step.normalize.mean) / step.normalize.scale).astype(np.float32)
-        elif step.reshape:
-            values = values.reshape(-1, *step.reshape.shape)
-        else:
-            values = _vectorised(step, tf.constant(values)).numpy()
+        settings = step.settings
+        match step.name:
+            case "parse_tensor" | "decode_raw":
+                values = values.astype(settings.dtype).reshape(-1, *settings.shape)
+            case "decode_image":
+                values = np.stack([_pixels(value, steps, settings.channels) for value in values]).astype(np.float32)
+            case "resize":
+                values = _vectorised(step, tf.constant(values)).numpy()
+            case "reshape":
+                values = values.reshape(-1, *settings.shape)
+            case "normalize":
+                values = ((values.astype(np.float64) - settings.mean) / settings.scale).astype(np.float32)
     return values

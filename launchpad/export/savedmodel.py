@@ -59,6 +59,8 @@ def input_of(model: keras.Model, declared: Model, signature: Signature) -> Input
         return Input(dtype="string", shape=(), name=name)
     if signature.input is not None:
         return given.model_copy(update={"name": name})
+    if None in own.shape[1:]:
+        raise ValueError(f"the model takes {own.shape[1:]}: declare the signature's input with the shape that is sent")
     return Input(dtype=own.dtype, shape=tuple(own.shape[1:]), name=name)
 
 
@@ -74,7 +76,7 @@ def _endpoint(model: keras.Model, declared: Model, name: str, signature: Signatu
 
     def serve(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         ready = tf.cast(preprocessing.apply(steps, batch), model.inputs[0].dtype)
-        if not model.inputs[0].shape[1:] == tuple(ready.shape[1:]):
+        if not ready.shape[1:].is_compatible_with(model.inputs[0].shape[1:]):
             raise ValueError(
                 f"the steps of {name} give {tuple(ready.shape[1:])}, the model takes {model.inputs[0].shape[1:]}"
             )

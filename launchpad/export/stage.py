@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import functools
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,7 +87,8 @@ def _client_batches(context: Context, name: str) -> tuple[int, ...]:
 def quiet_tensorflow() -> Iterator[None]:
     """Keep what TensorFlow writes to standard error, notes about this machine, off the screen.
 
-    It is shown if the block fails with anything but an error meant for the user.
+    It is shown if the block fails with anything but an error meant for the user. A full disk, which TensorFlow
+    reports in exceptions of its own, leaves as the OSError that it is.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
@@ -98,7 +99,9 @@ def quiet_tensorflow() -> Iterator[None]:
             yield
         except (LaunchpadError, KeyboardInterrupt):
             raise
-        except BaseException:
+        except BaseException as error:
+            if (full := os.strerror(errno.ENOSPC)) in str(error):
+                raise OSError(errno.ENOSPC, full) from error
             notes.seek(0)
             os.write(kept, notes.read())
             raise
@@ -124,7 +127,8 @@ def _export(context: Context, name: str, place: Callable[[Path], Path]) -> None:
         source = layout.root / model.source
         if not source.is_dir():
             raise DeclarationError(f"source: there is no SavedModel folder {model.source}", where)
-        shutil.copytree(source, version, ignore=shutil.ignore_patterns("assets.extra"))
+        files.copy_tree(source, version)
+        files.remove(version / "assets.extra")
         raw = parity.Raw(dataset.x_test, dataset.y_test, "held-out data") if dataset else None
         with savedmodel.Served(version) as served:
             wanted = _wanted(context, name, served.signatures)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from launchpad import files, flagfile
@@ -28,9 +26,9 @@ def assemble(layout: Layout, models: list[str]) -> None:
         own_batching = layout.serving_config / name / MODEL_BATCHING
         for version in versions:
             target = folder / "models" / name / version.name
-            link_tree(version, target)
+            files.copy_tree(version, target, link=True)
             if own_batching.exists():
-                _link(own_batching, target / MODEL_BATCHING)
+                files.copy(own_batching, target / MODEL_BATCHING, link=True)
     if not (layout.serving_config / FLAGS_FILE).exists():
         raise EnvironmentFault("there is no rendered configuration", "serving/config", "run `invoke configure`")
     for name in files.tree(layout.serving_config):
@@ -55,21 +53,6 @@ def content(layout: Layout, models: list[str]) -> str:
     """Return the hash of everything that a server would serve: versions, configuration, flags."""
     parts = {name: files.tree(layout.versions(name)) for name in models}
     return files.digest([parts, files.tree(layout.serving_config)])
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Make `target` a copy of a folder with hard links for its files, or copies where links cannot be made."""
-    for name in files.tree(source):
-        _link(source / name, target / name)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # written through, a link would change the artifact
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _number(path: Path) -> int:

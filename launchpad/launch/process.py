@@ -46,15 +46,6 @@ def servers_of(deployment: Path) -> list[psutil.Process]:
     return found
 
 
-def is_running(pid: int, created: float) -> bool:
-    """Tell whether the process that had `pid` and start time `created` (seconds since the epoch) still runs."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
 def end(processes: list[psutil.Process]) -> None:
     """End processes: SIGTERM, so that they finish what is in flight; SIGKILL for those that do not."""
     for process in processes:

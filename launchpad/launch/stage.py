@@ -54,7 +54,7 @@ class Launch(Stage):
 def running_server(layout: Layout) -> Server | None:
     """Return the recorded server if its process still runs."""
     server = Server.load(layout)
-    return server if server and process.is_running(server.pid, server.created) else None
+    return server if server and server.is_running else None
 
 
 def stop(layout: Layout) -> int:

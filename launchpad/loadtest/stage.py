@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from launchpad import children, console, files, machine
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
@@ -151,7 +149,7 @@ def _follow(
             advance(progress["second"] + 1, profile.duration_s)
         ending.measured_s = progress.get("measured_s", ending.measured_s)
         ending.generator_cpu_s = progress.get("cpu_s", ending.generator_cpu_s)
-        if ending.status == "completed" and not psutil.pid_exists(server.pid):
+        if ending.status == "completed" and not server.is_running:
             ending.status, ending.why = "failed", "the server ended in the middle of the run"
             generator.send_signal(signal.SIGTERM)
         if ending.status == "completed" and time.monotonic() > deadline:

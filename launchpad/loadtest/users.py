@@ -100,11 +100,19 @@ def _prepare(environment: Environment, **_: Any) -> None:
     except LaunchpadError as error:
         sys.exit(str(error))
     if RUN_FOLDER in os.environ:
-        gevent.spawn(_record, environment, Path(os.environ[RUN_FOLDER]), float(os.environ[DURATION]))
+        gevent.spawn(_run, environment, Path(os.environ[RUN_FOLDER]), float(os.environ[DURATION]))
 
 
-def _record(environment: Environment, folder: Path, duration_s: float) -> None:
-    """Measure for `duration_s` seconds from when all users have started, then end the run.
+def _run(environment: Environment, folder: Path, duration_s: float) -> None:
+    """Measure, then end Locust, also when the measuring fails."""
+    try:
+        _measure(environment, folder, duration_s)
+    finally:
+        environment.runner.quit()  # type: ignore[union-attr]
+
+
+def _measure(environment: Environment, folder: Path, duration_s: float) -> None:
+    """Measure for `duration_s` seconds from when all users have started.
 
     Writes a JSON line a second to standard output, for whoever shows progress.
     """
@@ -119,7 +127,6 @@ def _record(environment: Environment, folder: Path, duration_s: float) -> None:
         gevent.sleep(max(0.0, begin + second - time.monotonic()))
         _tell(recorder.flush())
     gevent.sleep(max(0.0, begin + duration_s - time.monotonic()))
-    environment.runner.quit()  # type: ignore[union-attr]
 
 
 def _finish(recorder: Recorder, begin: float, cpu_before_s: float) -> None:
