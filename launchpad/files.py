@@ -109,6 +109,7 @@ def copy_tree(source: Path, target: Path, link: bool = False) -> None:
 def copy(source: Path, target: Path, link: bool = False) -> None:
     """Copy a file, with its folder; with `link` by a hard link where the file system allows it."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # written through, a link would change what it is linked to
     if link:
         with contextlib.suppress(OSError):
             os.link(source, target)

@@ -12,10 +12,11 @@ FLAGS_FILE = "server.flags"
 MODEL_BATCHING = "batching_params.pbtxt"
 
 
-def assemble(layout: Layout, models: list[str]) -> None:
-    """Put every exported version of `models` and the rendered configuration into the deployment folder.
+def prepare(layout: Layout, models: list[str]) -> None:
+    """Make a new deployment folder of every exported version of `models` and the rendered configuration.
 
-    The roots that the configuration names are replaced by the folder's own. An earlier folder is replaced whole.
+    The roots that the configuration names are replaced by the folder's own. It is made beside the present one, which
+    may be in use; `files.publish(layout.deployment)` puts it in its place.
     Raises EnvironmentFault if a model has no exported version.
     """
     folder = files.staged(layout.deployment)
@@ -34,7 +35,6 @@ def assemble(layout: Layout, models: list[str]) -> None:
     for name in files.tree(layout.serving_config):
         text = (layout.serving_config / name).read_text(encoding="utf-8")
         files.write_text(folder / "config" / name, localise(text, layout.deployment))
-    files.publish(layout.deployment)
 
 
 def localise(text: str, deployment: Path) -> str:

@@ -45,8 +45,9 @@ class Launch(Stage):
         content = _content(context, backend)
         if running and running.ready_s and running.content == content and not context.force and _is_ready(running):
             return Outcome("up to date", f"{_describe(running)}, kept running")
+        deployment.prepare(context.layout, list(context.declaration.pipeline.models))
         stop(context.layout)
-        deployment.assemble(context.layout, list(context.declaration.pipeline.models))
+        files.publish(context.layout.deployment)
         server = _start(context, backend, why, content)
         return Outcome("done", f"{_describe(server)}, ready in {server.ready_s:.1f} s ({backend.name}: {why})")
 

@@ -12,6 +12,11 @@ from launchpad.launch import deployment
 from launchpad.layout import Layout
 
 
+def assemble(layout, models):
+    deployment.prepare(layout, models)
+    files.publish(layout.deployment)
+
+
 @pytest.fixture
 def layout(tmp_path) -> Layout:
     layout = Layout(tmp_path)
@@ -28,13 +33,13 @@ def layout(tmp_path) -> Layout:
 
 
 def test_artifacts_are_hard_links_and_not_copies(layout):
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     for name in ("1/saved_model.pb", "2/saved_model.pb", "10/variables/data"):
         assert os.path.samefile(layout.deployment / "models/tiny" / name, layout.versions("tiny") / name)
 
 
 def test_configuration_names_the_deployments_own_folders(layout):
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     text = (layout.deployment / "config" / "models.config").read_text()
     assert text == f'base_path: "{layout.deployment}/models/tiny"  # not "/elsewhere/models/x"\n'
     assert deployment.flags(layout) == [
@@ -45,14 +50,14 @@ def test_configuration_names_the_deployments_own_folders(layout):
 
 def test_the_committed_configuration_stays_as_it_is(layout):
     before = files.tree(layout.root)
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     assert files.tree(layout.root) == before
 
 
 def test_only_whole_numbers_are_versions(layout):
     (layout.versions("tiny") / "draft").mkdir()
     (layout.versions("tiny") / ".3.new").mkdir()
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     assert sorted(os.listdir(layout.deployment / "models" / "tiny")) == ["1", "10", "2"]
 
 
@@ -60,7 +65,7 @@ def test_a_models_own_batching_parameters_go_into_each_of_its_versions(layout):
     own = layout.serving_config / "tiny" / deployment.MODEL_BATCHING
     own.parent.mkdir()
     own.write_text("max_batch_size { value: 4 }\n")
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     for version in ("1", "2", "10"):
         there = layout.deployment / "models" / "tiny" / version / deployment.MODEL_BATCHING
         assert there.read_text() == own.read_text()
@@ -73,23 +78,23 @@ def test_parameters_that_a_version_brought_along_are_replaced_in_the_deployment_
     own = layout.serving_config / "tiny" / deployment.MODEL_BATCHING
     own.parent.mkdir()
     own.write_text("max_batch_size { value: 4 }\n")
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     assert (layout.deployment / "models/tiny/1" / deployment.MODEL_BATCHING).read_text() == own.read_text()
     assert brought.read_text() == "max_batch_size { value: 99 }\n"
 
 
 def test_an_earlier_deployment_is_replaced_whole(layout):
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     files.remove(layout.version("tiny", 1))
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     assert sorted(os.listdir(layout.deployment / "models" / "tiny")) == ["10", "2"]
 
 
 def test_a_model_without_versions_is_named_and_the_old_deployment_stays(layout):
-    deployment.assemble(layout, ["tiny"])
+    assemble(layout, ["tiny"])
     before = files.tree(layout.deployment)
     with pytest.raises(EnvironmentFault, match="other has no exported version") as raised:
-        deployment.assemble(layout, ["tiny", "other"])
+        assemble(layout, ["tiny", "other"])
     assert raised.value.problems[0].fix == "run `invoke export`"
     assert files.tree(layout.deployment) == before
 
@@ -97,7 +102,7 @@ def test_a_model_without_versions_is_named_and_the_old_deployment_stays(layout):
 def test_a_configuration_that_was_never_rendered_is_asked_for(layout):
     (layout.serving_config / "server.flags").unlink()
     with pytest.raises(EnvironmentFault, match="no rendered configuration") as raised:
-        deployment.assemble(layout, ["tiny"])
+        assemble(layout, ["tiny"])
     assert raised.value.problems[0].fix == "run `invoke configure`"
 
 
