@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,12 @@ def load(path: Path, where: str) -> Dataset:
     """Read an `.npz` with the four arrays. Raises DeclarationError, at `where`, if it is not one."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Dataset(*(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test")))
+            names = [field.name for field in fields(Dataset)]
+            missing = [name for name in names if name not in arrays]
+            if missing:
+                raise DeclarationError(f"data: {path.name} lacks {', '.join(missing)}", where)
+            return Dataset(*(arrays[name] for name in names))
     except FileNotFoundError:
         raise DeclarationError(f"data: there is no file {path}", where) from None
-    except KeyError as error:
-        raise DeclarationError(f"data: {path.name} lacks the array {error}", where) from None
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise DeclarationError(f"data: {path.name} is not an .npz of plain arrays: {error}", where) from None

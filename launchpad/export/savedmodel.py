@@ -97,19 +97,17 @@ def named_outputs(model: keras.Model, outputs: Any) -> dict[str, Any]:
 class Served:
     """A SavedModel loaded the way the server loads it: restored into a Session."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises DeclarationError if the folder is not a SavedModel that a Session can restore."""
+    def __init__(self, path: Path, where: str = "") -> None:
+        """Raises DeclarationError, at `where`, if the folder is not a SavedModel that a Session can restore."""
+        self._where = where
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             with self._session.graph.as_default():
                 meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
         except Exception as error:
             self._session.close()
-            first = str(error).strip().splitlines()[0]
-            raise DeclarationError(
-                f"{path.name}: not a SavedModel that a server can load: {first}",
-                fix="write it with model.export() or keras.export.ExportArchive",
-            ) from error
+            reason = _reason(error).replace(str(path), "its folder")
+            raise DeclarationError(f"source: a server could not load it: {reason}", where, HOW_TO_WRITE) from error
         self._definitions = {
             name: definition for name, definition in meta.signature_def.items() if not name.startswith("__saved_model")
         }
@@ -128,10 +126,26 @@ class Served:
         }
 
     def run(self, signature: str, inputs: Mapping[str, Values]) -> dict[str, np.ndarray]:
-        """Run a signature on a batch: {input key: array or byte strings} to {output key: array}."""
+        """Run a signature on a batch: {input key: array or byte strings} to {output key: array}.
+
+        Raises DeclarationError if it fails, as where its variables are not among those that a Session restores.
+        """
         definition = self._definitions[signature]
         feeds = {definition.inputs[key].name: values for key, values in inputs.items()}
-        return self._session.run({key: info.name for key, info in definition.outputs.items()}, feeds)
+        try:
+            return self._session.run({key: info.name for key, info in definition.outputs.items()}, feeds)
+        except tf.errors.OpError as error:
+            message = f"source: a server could not run its signature {signature}: {_reason(error)}"
+            raise DeclarationError(message, self._where, HOW_TO_WRITE) from error
+
+
+HOW_TO_WRITE = "write it with model.export() or keras.export.ExportArchive"
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and line != "Graph execution error:"), type(error).__name__)
 
 
 def _infos(tensors: Mapping) -> dict[str, TensorInfo]:
