@@ -130,7 +130,7 @@ def _export(context: Context, name: str, place: Callable[[Path], Path]) -> None:
         files.copy_tree(source, version)
         files.remove(version / "assets.extra")
         raw = parity.Raw(dataset.x_test, dataset.y_test, "held-out data") if dataset else None
-        with savedmodel.Served(version) as served:
+        with savedmodel.Served(version, where) as served:
             wanted = _wanted(context, name, served.signatures)
             examples = parity.of_saved_model(str(source), wanted, raw, model.acceptance.parity_examples, model.seed)
             answers, labels = next(iter(examples.outputs.values()), {}), examples.labels
@@ -148,7 +148,7 @@ def _export(context: Context, name: str, place: Callable[[Path], Path]) -> None:
             answers, labels = parity.answers(keras_model, model, raw.values), raw.labels
             first = slice(model.acceptance.parity_examples)
             examples = parity.encoded(keras_model, model, raw, answers, first)
-            with savedmodel.Served(version) as served:
+            with savedmodel.Served(version, where) as served:
                 wanted, found, origin = served.signatures, parity.differences(served, examples), raw.origin
     gates = list(_gates(name, model, found, answers, labels))
     _refuse_unfit(gates, where)
