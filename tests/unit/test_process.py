@@ -14,6 +14,7 @@ from launchpad import children
 from launchpad.launch import process
 
 WAIT = "print('up', flush=True); import sys; sys.stdin.read()"
+FOR_EVER = "print('up', flush=True); import signal; signal.pause()"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAIT
 
 
@@ -78,7 +79,7 @@ def test_ending_what_has_ended_is_no_error(start):
 def test_a_child_ends_with_its_parent_even_when_that_is_killed(start, repository):
     code = (
         "import subprocess, sys; from launchpad import children;"
-        f"child = subprocess.Popen([sys.executable, '-c', {WAIT!r}], stdin=subprocess.PIPE, "
+        f"child = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}], "
         "stdout=subprocess.PIPE, text=True, preexec_fn=children.end_with_parent);"
         "child.stdout.readline(); print('up', flush=True); print(child.pid, flush=True); sys.stdin.read()"
     )

@@ -25,13 +25,14 @@ models:
     source: one/model.py:build
     batching: off
   two:
-    source: two/model.py:build
+    source: two/model.py:build{own}
     acceptance: {{parity: {parity}}}
 serving:
   ready_timeout_s: {ready_timeout_s}
+  flags: {flags}
   batching: {{max_batch_size: {batch}, batch_timeout_micros: {timeout}, num_batch_threads: 1}}
 """
-DECLARED = {"batch": 4, "timeout": 500, "parity": "1e-5", "ready_timeout_s": 60}
+DECLARED = {"batch": 4, "timeout": 500, "parity": "1e-5", "ready_timeout_s": 60, "own": "", "flags": "{}"}
 
 
 class Copy(ArtifactStage):
@@ -290,6 +291,18 @@ def test_a_batching_parameter_that_leaves_batch_sizes_alone_makes_only_configure
 
 def test_other_batch_sizes_make_the_warmup_requests_of_the_batched_model_due_too(two_models):
     assert due(two_models(batch=8)) == ["two warmup requests", "config"]
+
+
+def test_a_models_own_batching_makes_its_warmup_requests_due_and_not_its_export(two_models):
+    own = "\n    batching: {max_batch_size: 2}"
+    assert due(two_models(own=own)) == ["two warmup requests", "config"]
+
+
+def test_what_is_no_longer_declared_is_a_change_too(two_models):
+    both = two_models(flags="{grpc_max_threads: 8, rest_api_num_threads: 8}")
+    note_as_done(Configure(), Context(both))
+    one = two_models(flags="{grpc_max_threads: 8}")
+    assert reasons(Configure(), Context(one)) == {"config": "changed: serving.flags.rest_api_num_threads"}
 
 
 def test_a_changed_source_file_makes_only_its_model_due(two_models, tmp_path):
