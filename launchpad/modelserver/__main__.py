@@ -51,11 +51,10 @@ def _run(options: Options) -> int:
     import uvloop
 
     from .config import ConfigError
-    from .runtime import silence_tensorflow, tensorflow_version
+    from .runtime import tensorflow_version
     from .server import ModelServer, StartError
     from .status import ServingError
 
-    silence_tensorflow()
     if options.version:
         print(f"TensorFlow ModelServer: embedded\nTensorFlow Library: {tensorflow_version()}")
         return 0

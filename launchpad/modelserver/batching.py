@@ -19,7 +19,7 @@ from itertools import pairwise
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
-from .execution import Done, Outcome, Workers, remaining_ms
+from .execution import Done, Outcome, ServiceTimes, Workers, remaining_ms
 from .metrics import Metrics
 from .runtime import Step
 from .status import Code, ServingError, invalid_argument
@@ -223,6 +223,10 @@ class BatchScheduler:
             if found is None:
                 break
             batch, runner = found
+            if runner.expects_short(batch):
+                runner.finish(batch, runner.run(batch, in_caller=True))
+                now = monotonic()
+                continue
             self._free -= 1
             self._workers.submit(lambda batch=batch, runner=runner: self._run(batch, runner))  # type: ignore[misc]
         self._set_timer(now)
@@ -327,6 +331,7 @@ class BatchRunner:
     queue: BatchQueue[Task]
     scheduler: BatchScheduler
     metrics: Metrics
+    _times: ServiceTimes = field(init=False, default_factory=ServiceTimes)
     _latency: Any = field(init=False)
     _input_sizes: Any = field(init=False)
     _processed_sizes: Any = field(init=False)
@@ -364,8 +369,12 @@ class BatchRunner:
         """Nothing more will be submitted."""
         self.scheduler.remove_queue(self.queue)
 
-    def run(self, batch: Batch[Task]) -> BatchResult:
-        """Run a batch to the end; never raises."""
+    def expects_short(self, batch: Batch[Task]) -> bool:
+        """Whether the batch is worth running on the event loop; see `ServiceTimes`."""
+        return self._times.expects_short(batch.size.bit_length())
+
+    def run(self, batch: Batch[Task], *, in_caller: bool = False) -> BatchResult:
+        """Run a batch to the end, `in_caller` wholly on this thread; never raises."""
         dequeued = monotonic()
         latest = max(task.deadline for task in batch.tasks)
         result = BatchResult([], dequeued)
@@ -377,11 +386,17 @@ class BatchRunner:
             result.padded_size = self.queue.options.padded(batch.size)
             merged = self._merge(batch, result.padded_size)
             result.ran = True
-            timeout = None if latest == _NO_DEADLINE else remaining_ms(latest)
-            result.outcomes = self._split(batch, self.step.run(merged, timeout), result.padded_size)
+            outputs = self._run_step(merged, latest, in_caller)
+            self._times.add(batch.size.bit_length(), monotonic() - dequeued)
+            result.outcomes = self._split(batch, outputs, result.padded_size)
         except ServingError as error:
             result.outcomes = [error] * len(batch.tasks)
         return result
+
+    def _run_step(self, merged: Sequence[Tensor], deadline: float, in_caller: bool) -> list[Tensor]:
+        if in_caller:
+            return self.step.run_in_caller(merged)
+        return self.step.run(merged, None if deadline == _NO_DEADLINE else remaining_ms(deadline))
 
     def _merge(self, batch: Batch[Task], padded_size: int) -> list[Tensor]:
         merged = []

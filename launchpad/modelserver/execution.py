@@ -59,7 +59,7 @@ class Workers:
 class ServiceTimes:
     """What is known of how long runs take, by the order of magnitude of their inputs."""
 
-    INLINE_LIMIT_S = 0.001 if schedulable_cpus() <= 2 else 0.00015
+    INLINE_LIMIT_S = 0.0005 if schedulable_cpus() <= 2 else 0.00015
     """Runs expected to be shorter take place on the event loop.
 
     With a processor or two there is little to gain from another thread; with more, a run on the event loop is

@@ -10,6 +10,7 @@ import asyncio
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -38,9 +39,9 @@ class Head:
     expect_continue: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
-    """An answer; `headers` are whole lines."""
+    """An answer; `headers` are whole lines. Treat it as immutable."""
 
     status: int
     body: bytes
@@ -101,6 +102,33 @@ def parse_head(data: bytes) -> Head:
     )
 
 
+class GatheredWriter:
+    """Holds answers back until the loop has taken in what lies ready, then writes them one after the other.
+
+    A write wakes the client; were it done at once, a client on the same machine would be woken for every answer
+    and find nothing to do in between.
+    """
+
+    _LIMIT = 64
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Any, bytes]] = []
+
+    def write(self, transport: Any, data: bytes) -> None:
+        """Write `data` soon."""
+        self._waiting.append((transport, data))
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self.flush)
+        elif len(self._waiting) >= self._LIMIT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was held back."""
+        waiting, self._waiting = self._waiting, []
+        for transport, data in waiting:
+            transport.write(data)
+
+
 class HttpServer:
     """What the connections of one port share."""
 
@@ -110,6 +138,7 @@ class HttpServer:
         self.buffered_bytes = 0
         self.connections: set[HttpConnection] = set()
         self.closing = False
+        self.writer = GatheredWriter()
         self._heads: dict[bytes, Head] = {}
 
     def head(self, data: bytes) -> Head:
@@ -253,9 +282,13 @@ class HttpConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._advance)
 
     def _write(self, response: Response, *, keep_alive: bool, bare: bool = False) -> None:
-        head = _response_head(response, keep_alive)
-        self._transport.write(head if bare else head + response.body)
+        body = response.body
+        head = _response_head(
+            response.status, response.content_type, len(body), response.headers, keep_alive
+        )
+        self._server.writer.write(self._transport, head if bare else head + body)
         if not keep_alive:
+            self._server.writer.flush()
             self._transport.close()
             self._transport = None
 
@@ -271,12 +304,15 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def _response_head(response: Response, keep_alive: bool) -> bytes:
+@lru_cache(maxsize=4096)
+def _response_head(
+    status: int, content_type: str, length: int, headers: tuple[str, ...], keep_alive: bool
+) -> bytes:
     lines = [
-        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}",
-        f"Content-Type: {response.content_type}",
-        f"Content-Length: {len(response.body)}",
-        *response.headers,
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {length}",
+        *headers,
     ]
     if not keep_alive:
         lines.append("Connection: close")

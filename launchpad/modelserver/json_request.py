@@ -47,7 +47,7 @@ Lookup = Callable[[str], InputTypes]
 """Finds a signature's inputs by its name ("" for the default one); raises ServingError where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PredictInputs:
     """A predict request: `signature` as named in it, tensors by input name, and the format to answer in."""
 

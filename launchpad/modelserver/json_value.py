@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
+from operator import eq
 from typing import Any
 
 import rapidjson
@@ -169,21 +171,32 @@ def decimals(values: Sequence[float], *, single: bool) -> list[str]:
 
     `single`: whether the numbers are single precision; all digits are then 9, else 17.
     """
-    full = "%.9g" if single else "%.17g"
-    short = [f"{value:.6g}" for value in values]
-    back: Iterable[float] = map(float, short)
-    if single:
-        back = array("f", back)
-        values = array("f", values)
-    return [
-        _decimal(brief if same == value else full % value, value)
-        for brief, same, value in zip(short, back, values, strict=True)
-    ]
+    count = len(values)
+    if not count:
+        return []
+    numbers = tuple(values)
+    short = (_format("%.6g", count) % numbers).split()
+    full = (_format("%.9g" if single else "%.17g", count) % numbers).split()
+    back = array("f" if single else "d", map(float, short))
+    exact = list(map(eq, back, numbers))
+    texts = full
+    if True in exact:
+        texts = [brief if same else long for brief, same, long in zip(short, exact, full, strict=True)]
+    if "".join(texts).count(".") == count:
+        return texts
+    return [_decimal(text) for text in texts]
 
 
-def _decimal(digits: str, value: float) -> str:
+@lru_cache(maxsize=64)
+def _format(each: str, count: int) -> str:
+    return " ".join([each] * count)
+
+
+def _decimal(digits: str) -> str:
+    """A formatted number, marked as a decimal number in the way of the original."""
     if "." in digits or "e" in digits:
         return digits
-    if math.isfinite(value):
-        return digits + ".0"
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return _SPECIAL.get(digits) or digits + ".0"
+
+
+_SPECIAL = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}

@@ -89,10 +89,18 @@ def _library() -> Any:
     return type("CApi", (), {name: staticmethod(function) for name, function in functions.items()})
 
 
-def silence_tensorflow() -> None:
-    """Keep TensorFlow's own log lines below errors off stderr; call it before anything else here."""
+def prepare(*, onednn: bool) -> None:
+    """Set up TensorFlow's library for this process; call it before anything else here.
+
+    Keeps its log lines below errors off stderr, and chooses whether it uses oneDNN's kernels, unless the
+    environment variable TF_ENABLE_ONEDNN_OPTS has chosen already. Raises ImportError where TensorFlow is missing.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    framework = ctypes.CDLL(os.path.join(tensorflow_directory(), "libtensorflow_framework.so.2"))
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", str(int(onednn)))
+    try:
+        framework = ctypes.CDLL(os.path.join(tensorflow_directory(), "libtensorflow_framework.so.2"))
+    except OSError as error:
+        raise ImportError(f"cannot load TensorFlow's library: {error}") from None
     set_level = getattr(framework, _ABSL_SET_MIN_LOG_LEVEL, None)
     if set_level is not None:
         set_level(_ABSL_LOG_ERROR)

@@ -10,6 +10,8 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import escape as glob_escape
+from glob import glob
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -24,7 +26,7 @@ from .inference import Inference
 from .manager import ManagerOptions, ModelManager
 from .metrics import Metrics
 from .rest import RestApi
-from .runtime import Session, Step
+from .runtime import Session, Step, prepare
 from .servable import Plan, Runner, Servable
 from .status import ServingError
 from .warmup import has_requests, replay
@@ -146,6 +148,7 @@ class ModelServer:
         self._options = options
         settings = _Settings.read(options)
         self._models = self._read_models()
+        prepare(onednn=options.enable_batching or not all(map(_is_small, self._models.values())))
         self._metrics = Metrics(batching=options.enable_batching)
         self._inference = Inference(
             self._metrics, check_method_names=options.enable_signature_method_name_check
@@ -315,6 +318,19 @@ class ModelServer:
 
     def _busy_connections(self) -> int:
         return len(self._http.connections) + len(self._http2.connections)
+
+
+_SMALL_MODEL_BYTES = 4 << 20
+
+
+def _is_small(model: config.ModelSettings) -> bool:
+    """Whether the model is so small that oneDNN's kernels, on single requests, cost more than they save.
+
+    They bring tensors into a layout of their own on every run, which takes longer than a small model's whole run
+    without them.
+    """
+    variables = glob(os.path.join(glob_escape(model.base_path), "*", "variables", "variables.data-*"))
+    return bool(variables) and max(map(os.path.getsize, variables)) < _SMALL_MODEL_BYTES
 
 
 def _bind(host: str, port: int) -> socket.socket | None:
