@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import ml_dtypes  # noqa: F401  (makes NumPy know bfloat16)
 import numpy as np
 import requests
 
 from launchpad.examples import Values
 from launchpad.modelserver import protos
+from launchpad.modelserver.tensor_proto import from_proto
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
@@ -130,28 +132,26 @@ def predict_request(model: str, signature: str, inputs: Mapping[str, Values]) ->
 
 
 DTYPES = {
-    "float32": 1,
-    "float64": 2,
-    "int32": 3,
-    "uint8": 4,
-    "int16": 5,
-    "int8": 6,
-    "string": 7,
-    "int64": 9,
-    "bool": 10,
+    **{"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "string": 7, "complex64": 8},
+    **{
+        "int64": 9,
+        "bool": 10,
+        "bfloat16": 14,
+        "uint16": 17,
+        "complex128": 18,
+        "float16": 19,
+        "uint32": 22,
+        "uint64": 23,
+    },
 }
-"""Numbers of TensorFlow's DataType enum."""
+"""Numbers of TensorFlow's DataType enum, by NumPy's names."""
 
 _NAMES = {number: name for name, number in DTYPES.items()}
-_FIELDS = {1: "float_val", 2: "double_val", **dict.fromkeys((3, 4, 5, 6), "int_val"), 9: "int64_val", 10: "bool_val"}
 
 
-def array(tensor: Any) -> np.ndarray:
-    """Return a TensorProto of numbers or strings as an array of its shape."""
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if tensor.dtype == DTYPES["string"]:
-        return np.array(list(tensor.string_val), dtype=object).reshape(shape)
-    dtype = np.dtype(_NAMES[tensor.dtype])
-    if tensor.tensor_content:
-        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
-    return np.array(getattr(tensor, _FIELDS[tensor.dtype]), dtype).reshape(shape)
+def array(message: Any) -> np.ndarray:
+    """Return a TensorProto as an array of its shape; strings as an array of bytes objects."""
+    tensor = from_proto(message, "output")
+    if message.dtype == DTYPES["string"]:
+        return np.array(list(tensor.strings), dtype=object).reshape(tensor.shape)
+    return np.frombuffer(tensor.data, np.dtype(_NAMES[message.dtype])).reshape(tensor.shape)

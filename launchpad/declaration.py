@@ -22,6 +22,9 @@ SCHEMA_FILE = "pipeline.schema.json"
 DEEPEST = 50
 """Levels of nesting beyond which a file can only be one that contains itself."""
 
+MENDINGS = 4
+"""Passes over a faulty file: what one takes out may leave its parent incomplete, and so on towards the root."""
+
 KeyPath = tuple[str | int, ...]
 
 
@@ -93,7 +96,7 @@ def _validate(document: _Document) -> tuple[Pipeline | None, list[dict[str, Any]
     """
     value: Any = document.value
     faults: list[dict[str, Any]] = []
-    for _ in range(4):
+    for _ in range(MENDINGS):
         try:
             return Pipeline.model_validate(value), faults
         except ValidationError as error:

@@ -39,7 +39,7 @@ def tree(path: Path, leave_out: Iterable[Path] = ()) -> dict[str, str]:
             name for name in folders if not name.startswith((".", "__pycache__")) and here / name not in skipped
         ]
         for name in names:
-            if not name.startswith("."):
+            if not name.startswith(".") and (here / name).is_file():
                 found[(here / name).relative_to(path).as_posix()] = sha256(here / name)
     return dict(sorted(found.items()))
 

@@ -9,6 +9,11 @@ CANONICAL_MODELS = "/models"
 CANONICAL_CONFIG = "/config"
 """The roots that committed files name; an image has them, a local launch puts the deployment folder in their place."""
 
+FLAGS_FILE = "server.flags"
+"""The server's command line, among the configuration files."""
+MODEL_BATCHING = "batching_params.pbtxt"
+"""A model's own batching parameters: the name that the server looks for in a version folder."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -18,6 +18,7 @@ class Server:
 
     instance: names this start of the server; results measured on it carry the name.
     content: hash of what it serves, configuration included.
+    command: what was run, paths below the checkout relative to it.
     created: start time of the process, seconds since the epoch; with the pid it names the process for good.
     ready_s: seconds from start to every model AVAILABLE; None until then.
     """

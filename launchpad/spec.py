@@ -237,8 +237,14 @@ ModelBatching = Annotated[
 ]
 
 
+def _names_its_function(source: str) -> str:
+    if source.endswith(".py"):
+        raise ValueError("name the function that returns the model, such as path/to/module.py:build")
+    return source
+
+
 class Model(Strict):
-    source: str
+    source: Annotated[str, AfterValidator(_names_its_function)]
     """`path/to/module.py:function`, a `.keras` file, or a SavedModel directory."""
     version: Positive = 1
     """Version directory that the export writes. Raise it to publish beside the earlier ones."""

@@ -102,6 +102,9 @@ class ArtifactStage(Stage):
     beside their place and renamed into it, so an interrupted run leaves the old ones whole.
     """
 
+    kernel: ClassVar[tuple[str, ...]] = ()
+    """Modules of the kernel that shape the artifacts, beside the stage's own package."""
+
     @abstractmethod
     def folder(self, layout: Layout) -> Path:
         """Return the folder that holds `stage.lock`."""
@@ -148,8 +151,8 @@ class ArtifactStage(Stage):
         """Return why a unit has to run; empty when it is up to date."""
         if context.force:
             return "forced"
-        lock = (files.read_json(self.folder(context.layout) / LOCK_FILE) or {}).get(unit.name)
-        if not lock:
+        lock = _entry(self.folder(context.layout) / LOCK_FILE, unit.name)
+        if lock is None:
             return "never run"
         now, before = self._inputs(unit, context.layout), lock["inputs"]
         changed = [name for name in now | before if now.get(name) != before.get(name)]
@@ -161,11 +164,12 @@ class ArtifactStage(Stage):
 
     def _inputs(self, unit: Unit, layout: Layout) -> dict[str, str]:
         """Return {input: hash} of everything that the unit's artifacts follow from, its own code included."""
-        code = Path(__file__).parent / self.name
+        package = Path(__file__).parent
+        code = {name: files.tree(package / name) for name in (self.name, *self.kernel)}
         return {
             **{name: files.digest(value)[:16] for name, value in unit.reads.items()},
             **{layout.relative(path): files.digest(files.tree(path))[:16] for path in unit.sources},
-            f"code of {self.name}": files.digest(files.tree(code))[:16],
+            f"code of {self.name}": files.digest(code)[:16],
         }
 
     def _outputs(self, unit: Unit, context: Context) -> dict[str, str]:
@@ -177,6 +181,14 @@ class ArtifactStage(Stage):
             for name, sha in files.tree(path, leave_out=others).items():
                 found[place if name == "." else f"{place}/{name}"] = sha
         return found
+
+
+def _entry(lock_file: Path, unit: str) -> dict[str, dict[str, str]] | None:
+    """Return what a lock file keeps of a unit; None where it keeps nothing that can be read."""
+    lock = files.read_json(lock_file)
+    entry = lock.get(unit) if isinstance(lock, dict) else None
+    whole = isinstance(entry, dict) and all(isinstance(entry.get(part), dict) for part in ("inputs", "outputs"))
+    return entry if whole else None
 
 
 def spread(prefix: str, value: Any) -> dict[str, Any]:

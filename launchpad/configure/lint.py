@@ -15,7 +15,7 @@ NEVER_REFUSES = 10_000
 
 
 @dataclass(frozen=True)
-class Warning:
+class Finding:
     """A fault at a key of the declaration, and what to do about it."""
 
     key: tuple[str, ...]
@@ -23,7 +23,7 @@ class Warning:
     fix: str
 
 
-def lint(pipeline: Pipeline, batching: Effective, exporters: Mapping[str, str]) -> list[Warning]:
+def lint(pipeline: Pipeline, batching: Effective, exporters: Mapping[str, str]) -> list[Finding]:
     """Return what is doubtful. `exporters`: the TensorFlow version that exported each model, where it is known."""
     return [
         *_threads(pipeline),
@@ -35,7 +35,7 @@ def lint(pipeline: Pipeline, batching: Effective, exporters: Mapping[str, str]) 
     ]
 
 
-def _threads(pipeline: Pipeline) -> Iterator[Warning]:
+def _threads(pipeline: Pipeline) -> Iterator[Finding]:
     in_flight = max(profile.users for profile in pipeline.loadtest.profiles.values())
     for flag, port, consequence in (
         ("rest_api_num_threads", pipeline.serving.ports.rest, "the others wait outside the batch queue"),
@@ -44,26 +44,26 @@ def _threads(pipeline: Pipeline) -> Iterator[Warning]:
         threads = pipeline.serving.flags.get(flag, FLAGS[flag].default)
         if port and isinstance(threads, int) and threads < in_flight:
             default = "" if flag in pipeline.serving.flags else " by default on this machine"
-            yield Warning(
+            yield Finding(
                 ("serving", "flags", flag),
                 f"{flag} is {threads}{default}, the load tests keep {in_flight} requests in flight: {consequence}",
                 f"set {flag} to {in_flight} or more; a request holds its thread while it waits for its batch",
             )
 
 
-def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Warning]:
+def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Finding]:
     objective = pipeline.objectives.p99_ms
     for name, queue in batching.queues.items():
         own = pipeline.models[name].batching is not None
         place = ("models", name, "batching") if own else ("serving", "batching")
         if queue and queue.max_enqueued_batches >= NEVER_REFUSES:
-            yield Warning(
+            yield Finding(
                 (*place, "max_enqueued_batches"),
                 f"the queue of {name} never refuses: under overload its latency grows without bound",
                 "bound it: batches that can be served within the latency objective, such as 100",
             )
         if queue and objective and queue.batch_timeout_micros >= objective * 1000:
-            yield Warning(
+            yield Finding(
                 (*place, "batch_timeout_micros"),
                 f"a lone request to {name} waits {queue.batch_timeout_micros / 1000:g} ms for its batch, "
                 f"the objective for p99 is {objective:g} ms",
@@ -71,12 +71,12 @@ def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Warning]:
             )
 
 
-def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[Warning]:
+def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[Finding]:
     server = _version(_tag(pipeline.serving.image))
     for name, exporter in exporters.items():
         made_by = _version(exporter)
         if server and made_by and made_by > server:
-            yield Warning(
+            yield Finding(
                 ("serving", "image"),
                 f"{name} was exported with TensorFlow {exporter}, newer than the server image {pipeline.serving.image}",
                 "export with the server's minor version or an older one, or take a newer image",
@@ -93,26 +93,26 @@ def _version(text: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _image(pipeline: Pipeline) -> Iterator[Warning]:
+def _image(pipeline: Pipeline) -> Iterator[Finding]:
     image = pipeline.serving.image
     tag = _tag(image)
     if "@sha256:" not in image and (not tag or tag.startswith("latest")):
-        yield Warning(
+        yield Finding(
             ("serving", "image"), f"{image} names no release: it changes under you", "pin a version or a digest"
         )
 
 
-def _metrics(pipeline: Pipeline) -> Iterator[Warning]:
+def _metrics(pipeline: Pipeline) -> Iterator[Finding]:
     if pipeline.serving.monitoring.enabled and not pipeline.serving.ports.rest:
-        yield Warning(
+        yield Finding(
             ("serving", "monitoring"), "the metrics page needs the REST port, which is off", "give serving.ports.rest"
         )
 
 
-def _embedded(pipeline: Pipeline) -> Iterator[Warning]:
+def _embedded(pipeline: Pipeline) -> Iterator[Finding]:
     if pipeline.serving.backend == "embedded":
         for name in pipeline.serving.flags:
             if not FLAGS[name].supported:
-                yield Warning(
+                yield Finding(
                     ("serving", "flags", name), f"the embedded server knows {name} and does not act on it", "drop it"
                 )

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from launchpad.batching import Effective, queue_parameters
-from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS
+from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING
 from launchpad.modelserver.flags import FLAGS
 from launchpad.spec import Batching, BatchQueue, Model, Pipeline, VersionPolicy
 
 MODELS = "models.config"
 BATCHING = "batching_parameters.pbtxt"
 MONITORING = "monitoring.config"
-FLAGS_FILE = "server.flags"
-MODEL_BATCHING = "batching_params.pbtxt"
-"""Name that the server looks for in a version folder."""
 
 HEADER = (
     "# Rendered from pipeline.yaml by `invoke configure`; change it there. Behind each value: the key it is from.\n"

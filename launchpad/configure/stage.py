@@ -17,6 +17,7 @@ from launchpad.stage import ArtifactStage, Context, Outcome, Unit, spread
 
 class Configure(ArtifactStage):
     name = "configure"
+    kernel = ("batching.py",)
     summary = "render and lint the server's configuration files and flags"
 
     def folder(self, layout: Layout) -> Path:
@@ -80,8 +81,8 @@ def _exporters(context: Context) -> dict[str, str]:
     exporters = {}
     for name, model in context.declaration.pipeline.models.items():
         manifest = files.read_json(context.layout.evidence(name, model.version) / "manifest.json") or {}
-        if "version of tensorflow" in manifest:
-            exporters[name] = manifest["version of tensorflow"]
+        if "tensorflow" in manifest:
+            exporters[name] = manifest["tensorflow"]
     return exporters
 
 

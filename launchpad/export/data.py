@@ -33,8 +33,12 @@ def load(path: Path, where: str) -> Dataset:
             missing = [name for name in names if name not in arrays]
             if missing:
                 raise DeclarationError(f"data: {path.name} lacks {', '.join(missing)}", where)
-            return Dataset(*(arrays[name] for name in names))
+            dataset = Dataset(*(arrays[name] for name in names))
     except FileNotFoundError:
         raise DeclarationError(f"data: there is no file {path}", where) from None
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise DeclarationError(f"data: {path.name} is not an .npz of plain arrays: {error}", where) from None
+    if not len(dataset.x_test) or len(dataset.x_test) != len(dataset.y_test):
+        sizes = f"{len(dataset.x_test)} inputs and {len(dataset.y_test)} labels"
+        raise DeclarationError(f"data: {path.name} holds out {sizes}", where, "x_test and y_test pair up, one at least")
+    return dataset

@@ -30,7 +30,10 @@ class Raw:
 
 
 def answers(model: keras.Model, declared: Model, raw: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what the Keras model itself says of raw examples [n, ...]: {output name: [n, ...]}."""
+    """Return what the Keras model itself says of raw examples [n, ...]: {output name: [n, ...]}.
+
+    Raw examples become the model's input by the resizing and reshaping of the first signature; the others must agree.
+    """
     first = next(iter(declared.signatures.values()))
     ready = preprocessing.reference([*first.steps, *declared.preprocessing], raw)
     taken = model.inputs[0].shape[1:]
@@ -100,15 +103,17 @@ def differences(served: Served, examples: Examples) -> dict[str, float]:
 
 def of_saved_model(path: str, wanted: Mapping[str, SignatureInfo], raw: Raw | None, count: int, seed: int) -> Examples:
     """Return examples for a SavedModel that has no Keras model behind it: numeric inputs, and the answers that
-    TensorFlow's own loader gives for the first signature.
+    TensorFlow's own loader gives.
 
-    Signatures with string inputs get no examples: what a client sends them is known to their author alone. Inputs
+    Signatures with several inputs or with strings get none: what a client sends is known to their author alone. Inputs
     come from the data where its size fits, else from a seeded normal distribution.
     """
     numeric = {
         name: info.inputs
         for name, info in wanted.items()
-        if len(info.inputs) == 1 and all(tensor.dtype != "string" and tensor.shape for tensor in info.inputs.values())
+        if len(info.inputs) == 1
+        and all(tensor.shape for tensor in info.inputs.values())
+        and not any(tensor.dtype == "string" for tensor in (*info.inputs.values(), *info.outputs.values()))
     }
     inputs: dict[str, dict[str, Values]] = {}
     for name, tensors in numeric.items():

@@ -56,6 +56,8 @@ def input_of(model: keras.Model, declared: Model, signature: Signature) -> Input
     name = given.name or own.name
     steps = (*signature.steps, *declared.preprocessing)
     if preprocessing.takes_strings(steps):
+        if signature.input is not None and given.dtype != "string":
+            raise ValueError(f"the step {steps[0].name} takes strings, the declared input is {given.dtype}")
         return Input(dtype="string", shape=(), name=name)
     if signature.input is not None:
         return given.model_copy(update={"name": name})
@@ -66,11 +68,11 @@ def input_of(model: keras.Model, declared: Model, signature: Signature) -> Input
 
 def _endpoint(model: keras.Model, declared: Model, name: str, signature: Signature) -> tuple:
     """Return (function, input signature) of an endpoint: the steps, the model, its outputs by name."""
-    if len(model.inputs) > 1:
-        if signature.steps or signature.input or declared.preprocessing:
-            raise ValueError(f"{name}: a model with {len(model.inputs)} inputs takes no preprocessing")
-        specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in model.inputs]
-        return lambda *tensors: named_outputs(model, model(list(tensors), training=False)), specs
+    if len(model.inputs) != 1:
+        raise ValueError(
+            f"the model has {len(model.inputs)} inputs, signatures are made for models with one; export it with "
+            "model.export() and name the SavedModel as the source"
+        )
     taken = input_of(model, declared, signature)
     steps = (*signature.steps, *declared.preprocessing)
 

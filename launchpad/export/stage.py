@@ -24,7 +24,10 @@ from launchpad.spec import Model
 from launchpad.stage import ArtifactStage, Context, Stopwatch, Unit, spread
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from launchpad.examples import Examples
+    from launchpad.export.data import Dataset
     from launchpad.export.savedmodel import SignatureInfo
 
 MANIFEST = "manifest.json"
@@ -33,6 +36,7 @@ EXAMPLES = "examples.npz"
 
 class Export(ArtifactStage):
     name = "export"
+    kernel = ("examples.py",)
     summary = "train, export with preprocessing inside, verify as the server loads it"
 
     def folder(self, layout: Layout) -> Path:
@@ -64,7 +68,7 @@ class Export(ArtifactStage):
 
 
 def _versions() -> dict[str, str]:
-    return {f"version of {package}": importlib.metadata.version(package) for package in ("tensorflow", "keras")}
+    return {package: importlib.metadata.version(package) for package in ("tensorflow", "keras")}
 
 
 def _sources(root: Path, model: Model) -> Iterator[Path]:
@@ -114,47 +118,16 @@ def quiet_tensorflow() -> Iterator[None]:
 @quiet_tensorflow()
 def _export(context: Context, name: str, place: Callable[[Path], Path]) -> None:
     """Make one version and its evidence. Raises GateFailed, with nothing published, if it is not fit to be served."""
-    from launchpad.export import data, parity, savedmodel
-
     layout, model = context.layout, context.declaration.pipeline.models[name]
-    where = context.declaration.where("models", name, "source")
-    version = place(layout.version(name, model.version))
-    dataset = None
-    if model.data:
-        dataset = data.load(layout.root / model.data, context.declaration.where("models", name, "data"))
+    version, evidence = place(layout.version(name, model.version)), place(layout.evidence(name, model.version))
     clock = Stopwatch()
-    if model.source_kind == "saved_model":
-        source = layout.root / model.source
-        if not source.is_dir():
-            raise DeclarationError(f"source: there is no SavedModel folder {model.source}", where)
-        files.copy_tree(source, version)
-        files.remove(version / "assets.extra")
-        raw = parity.Raw(dataset.x_test, dataset.y_test, "held-out data") if dataset else None
-        with savedmodel.Served(version, where) as served:
-            wanted = _wanted(context, name, served.signatures)
-            examples = parity.of_saved_model(str(source), wanted, raw, model.acceptance.parity_examples, model.seed)
-            answers, labels = next(iter(examples.outputs.values()), {}), examples.labels
-            found, origin = parity.differences(served, examples), raw.origin if raw else "synthetic"
-    else:
-        keras_model = _keras_model(context, name, dataset)
-        with console.progress(f"export {name}: writing the SavedModel"):
-            try:
-                savedmodel.write(keras_model, model, version)
-            except ValueError as error:
-                place_of = context.declaration.where("models", name, "signatures")
-                raise DeclarationError(f"signatures of {name}: {error}", place_of) from error
-        with console.progress(f"export {name}: parity of its signatures"):
-            raw = parity.raw_examples(dataset, keras_model, model)
-            answers, labels = parity.answers(keras_model, model, raw.values), raw.labels
-            first = slice(model.acceptance.parity_examples)
-            examples = parity.encoded(keras_model, model, raw, answers, first)
-            with savedmodel.Served(version, where) as served:
-                wanted, found, origin = served.signatures, parity.differences(served, examples), raw.origin
-    gates = list(_gates(name, model, found, answers, labels))
-    _refuse_unfit(gates, where)
-    evidence = place(layout.evidence(name, model.version))
+    dataset = _dataset(context, name)
+    make = _from_saved_model if model.source_kind == "saved_model" else _from_keras
+    verified = make(context, name, dataset, version)
+    gates = list(_gates(name, model, verified))
+    _refuse_unfit(gates, context.declaration.where("models", name, "source"))
     evidence.mkdir()
-    examples.save(evidence / EXAMPLES)
+    verified.examples.save(evidence / EXAMPLES)
     manifest = {
         "model": name,
         "version": model.version,
@@ -163,15 +136,85 @@ def _export(context: Context, name: str, place: Callable[[Path], Path]) -> None:
         "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(clock.seconds, 1),
         **_versions(),
-        "signatures": {key: dataclasses.asdict(info) for key, info in wanted.items()},
+        "signatures": {key: dataclasses.asdict(info) for key, info in verified.signatures.items()},
         "gates": [gate.as_dict() for gate in gates],
-        "parity": {"examples": len(examples), "origin": origin, "largest_difference": found},
+        "parity": {
+            "examples": len(verified.examples),
+            "origin": verified.origin,
+            "largest_difference": verified.differences,
+        },
         "files": files.tree(version),
     }
     files.write_json(evidence / MANIFEST, manifest)
 
 
-def _keras_model(context: Context, name: str, dataset: Any) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """A SavedModel that was written, and what running it the way the server does has shown.
+
+    examples: requests with the answers to expect. differences: {signature: largest difference to them}.
+    answers, labels: what the model says of all held-out examples, and what they are; for the accuracy.
+    """
+
+    signatures: dict[str, SignatureInfo]
+    examples: Examples
+    differences: dict[str, float]
+    answers: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    origin: str
+
+
+def _dataset(context: Context, name: str) -> Dataset | None:
+    from launchpad.export import data
+
+    path = context.declaration.pipeline.models[name].data
+    return data.load(context.layout.root / path, context.declaration.where("models", name, "data")) if path else None
+
+
+def _from_keras(context: Context, name: str, dataset: Dataset | None, version: Path) -> Verified:
+    """Train or load a Keras model and write it with its declared signatures."""
+    from launchpad.export import parity, savedmodel
+
+    declaration = context.declaration
+    model = declaration.pipeline.models[name]
+    keras_model = _keras_model(context, name, dataset)
+    try:
+        with console.progress(f"export {name}: writing the SavedModel"):
+            savedmodel.write(keras_model, model, version)
+    except ValueError as error:
+        raise DeclarationError(
+            f"signatures of {name}: {error}", declaration.where("models", name, "signatures")
+        ) from error
+    with console.progress(f"export {name}: parity of its signatures"):
+        raw = parity.raw_examples(dataset, keras_model, model)
+        answers = parity.answers(keras_model, model, raw.values)
+        examples = parity.encoded(keras_model, model, raw, answers, slice(model.acceptance.parity_examples))
+        with savedmodel.Served(version, declaration.where("models", name, "source")) as served:
+            differences = parity.differences(served, examples)
+            return Verified(served.signatures, examples, differences, answers, raw.labels, raw.origin)
+
+
+def _from_saved_model(context: Context, name: str, dataset: Dataset | None, version: Path) -> Verified:
+    """Take a SavedModel as it is, without the warmup requests that it may bring."""
+    from launchpad.export import parity, savedmodel
+
+    model = context.declaration.pipeline.models[name]
+    where = context.declaration.where("models", name, "source")
+    source = context.layout.root / model.source
+    if not source.is_dir():
+        raise DeclarationError(f"source: there is no SavedModel folder {model.source}", where)
+    files.copy_tree(source, version)
+    files.remove(version / "assets.extra")
+    raw = parity.Raw(dataset.x_test, dataset.y_test, "held-out data") if dataset else None
+    with savedmodel.Served(version, where) as served:
+        wanted = _wanted(context, name, served.signatures)
+        examples = parity.of_saved_model(str(source), wanted, raw, model.acceptance.parity_examples, model.seed)
+        answers = next(iter(examples.outputs.values()), {})
+        differences = parity.differences(served, examples)
+        return Verified(wanted, examples, differences, answers, examples.labels, raw.origin if raw else "synthetic")
+
+
+def _keras_model(context: Context, name: str, dataset: Dataset | None) -> Any:
     from launchpad.export import source
 
     root, model = context.layout.root, context.declaration.pipeline.models[name]
@@ -199,14 +242,17 @@ def _wanted(context: Context, name: str, there: dict[str, SignatureInfo]) -> dic
     return {signature: there[signature] for signature in declaration.pipeline.models[name].signatures}
 
 
-def _gates(name: str, model: Model, found: dict[str, float], answers: Any, labels: Any) -> Iterator[Gate]:
+def _gates(name: str, model: Model, verified: Verified) -> Iterator[Gate]:
     from launchpad.export import parity
 
-    for signature, difference in found.items():
-        yield Gate(f"parity of {name}, {signature}", difference, "<=", model.acceptance.parity)
-    measured = parity.accuracy(answers, labels) if labels is not None and model.acceptance.accuracy else None
+    for signature in verified.signatures:
+        difference = verified.differences.get(signature)
+        why = "what its clients send cannot be known from the SavedModel"
+        yield Gate(f"parity of {name}, {signature}", difference, "<=", model.acceptance.parity, why=why)
+    labels, limit = verified.labels, model.acceptance.accuracy
+    measured = parity.accuracy(verified.answers, labels) if labels is not None and limit else None
     why = "no limit declared" if labels is not None else "no held-out data declared"
-    yield Gate(f"accuracy of {name}", measured, ">=", model.acceptance.accuracy, why=why)
+    yield Gate(f"accuracy of {name}", measured, ">=", limit, why=why)
 
 
 def _refuse_unfit(gates: list[Gate], where: str) -> None:

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from launchpad import files, flagfile
 from launchpad.errors import EnvironmentFault
-from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, Layout
-
-FLAGS_FILE = "server.flags"
-MODEL_BATCHING = "batching_params.pbtxt"
+from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING, Layout
 
 
 def prepare(layout: Layout, models: list[str]) -> None:

@@ -93,7 +93,7 @@ def _start(context: Context, backend: Backend, why: str, content: str) -> Server
         content=content,
         pid=child.pid,
         created=_created(child.pid),
-        command=backend.command(flags),
+        command=[word.replace(f"{layout.root}/", "") for word in backend.command(flags)],
         rest_port=serving.ports.rest,
         grpc_port=serving.ports.grpc,
         metrics_path=serving.monitoring.path if serving.monitoring.enabled and serving.ports.rest else None,

@@ -13,7 +13,6 @@ from launchpad.gates import Gate
 from launchpad.spec import Objectives
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-TOTAL = "all"
 
 
 def figures(histogram: HdrHistogram, requests: int, failures: int, measured_s: float) -> dict[str, Any]:

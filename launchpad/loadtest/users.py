@@ -63,7 +63,11 @@ class PredictUser(FastHttpUser):
         line, request = _traffic[index], next(self._cycles[index])
         start = time.perf_counter_ns()
         with self.client.post(
-            line.path, data=request.body, name=line.name, catch_response=True, headers=HEADERS  # type: ignore[arg-type]
+            line.path,
+            data=request.body,  # type: ignore[arg-type]
+            name=line.name,
+            catch_response=True,
+            headers=HEADERS,
         ) as response:
             latency_us = (time.perf_counter_ns() - start) / 1000
             if response.status_code != 200:

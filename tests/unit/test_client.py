@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from launchpad.client import DTYPES, GrpcClient, RestClient, ServerError, array, predict_request
 from launchpad.modelserver import protos
 
-NUMERIC = [name for name in DTYPES if name != "string"]
+NUMERIC = [name for name in DTYPES if name not in ("string", "bfloat16")]  # hypothesis knows no bfloat16
 
 
 @given(hnp.arrays(st.sampled_from(NUMERIC), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)))
@@ -57,7 +57,7 @@ def test_an_answer_in_typed_value_lists_is_read(dtype, field):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_numbers_of_types_are_those_of_tensorflow(dtype):
-    name = {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
+    name = {"float16": "HALF", "float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())
     assert protos.DataType.Value(f"DT_{name}") == DTYPES[dtype]
 
 

@@ -109,7 +109,7 @@ def test_an_exporter_must_not_be_newer_than_the_server(declare, image, exporter,
 
 def test_the_stage_reads_the_exporter_from_the_manifest_and_gives_the_line(declare, tmp_path):
     context = Context(declare(SOUND.format(**VALUES)))
-    write_json(tmp_path / "models/tiny/evidence/1/manifest.json", {"version of tensorflow": "2.21.0"})
+    write_json(tmp_path / "models/tiny/evidence/1/manifest.json", {"tensorflow": "2.21.0"})
     (problem,) = warnings(context)
     assert problem.where == "pipeline.yaml:6"
     assert problem.what.startswith("tiny was exported with TensorFlow 2.21.0, newer than the server image")

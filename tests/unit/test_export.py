@@ -128,7 +128,7 @@ def test_the_manifest_lists_signatures_with_types_and_shapes_and_every_file_by_h
     assert (taken["dtype"], taken["shape"]) == ("string", [None])
     assert (given["dtype"], given["shape"]) == ("float32", [None, 3])
     assert manifest["signatures"]["serving_default"]["inputs"]["pixels"]["shape"] == [None, 4]
-    assert manifest["version of tensorflow"] == tf.__version__
+    assert manifest["tensorflow"] == tf.__version__
     version = exported.version("tiny", 1)
     assert manifest["files"] == files.tree(version, leave_out=[version / "assets.extra"])
     assert "saved_model.pb" in manifest["files"]
