@@ -22,6 +22,9 @@ _MAX_KEPT_HEADS = 1024
 _STALL_LIMIT_S = 60.0
 """How long a request may make no progress while it is being sent."""
 
+_DISCARD_S = 5.0
+"""How long a connection that was refused goes on reading."""
+
 _BODIES_LIMIT_FACTOR = 4
 """All bodies under way may take this many times the largest body allowed."""
 
@@ -186,6 +189,7 @@ class HttpConnection(asyncio.Protocol):
         self._chunks: _ChunkedBody | None = None
         self._busy = False
         self._paused = False
+        self._discarding = False
         self._progress = monotonic()
 
     def connection_made(self, transport: Any) -> None:
@@ -199,6 +203,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
         self._buffer += data
         self._server.buffered_bytes += len(data)
         self._progress = monotonic()
@@ -209,12 +215,12 @@ class HttpConnection(asyncio.Protocol):
             self._paused = True
 
     def eof_received(self) -> bool:
-        return self._busy
+        return self._busy and not self._discarding
 
     def _advance(self) -> None:
         """Handle the requests that are complete."""
         try:
-            while not self._busy and self._transport is not None:
+            while not self._busy and not self._discarding and self._transport is not None:
                 if self._head is None and not self._take_head():
                     return
                 body = self._take_body()
@@ -222,7 +228,7 @@ class HttpConnection(asyncio.Protocol):
                     return
                 self._handle(body)
         except BadRequest as error:
-            self._write(error.response, keep_alive=False)
+            self._refuse(error.response)
 
     def _take_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
@@ -291,6 +297,23 @@ class HttpConnection(asyncio.Protocol):
             self._server.writer.flush()
             self._transport.close()
             self._transport = None
+
+    def _refuse(self, response: Response) -> None:
+        """Answer and end, but go on reading for a while: a client still sending would miss the answer."""
+        self._discarding = True
+        self._cut(len(self._buffer))
+        self._head, self._chunks = None, None
+        self._server.writer.flush()
+        head = _response_head(
+            response.status, response.content_type, len(response.body), response.headers, False
+        )
+        self._transport.write(head + response.body)
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(_DISCARD_S, self._end)
+
+    def _end(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
     def drop_if_stalled(self, limit: float) -> None:
         """Close if a request is only partly here and nothing has come since `limit`."""
