@@ -122,6 +122,9 @@ class GrpcApi:
             call(self._message(stream), _deadline(headers), reply)
         except ServingError as error:
             reply(error)
+        except Exception:
+            _log.exception("a call failed unexpectedly")
+            reply(ServingError(Code.INTERNAL, "Internal error; see the server's log"))
 
     def _message(self, stream: Stream) -> bytes:
         body = stream.body

@@ -189,6 +189,7 @@ class HttpConnection(asyncio.Protocol):
         self._chunks: _ChunkedBody | None = None
         self._busy = False
         self._paused = False
+        self._unread = False
         self._discarding = False
         self._progress = monotonic()
 
@@ -214,13 +215,26 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
             self._paused = True
 
+    def pause_writing(self) -> None:
+        """Take nothing more from a client that does not read its answers."""
+        self._unread = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._unread = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+            self._advance()
+
     def eof_received(self) -> bool:
         return self._busy and not self._discarding
 
     def _advance(self) -> None:
         """Handle the requests that are complete."""
         try:
-            while not self._busy and not self._discarding and self._transport is not None:
+            while not (self._busy or self._unread or self._discarding) and self._transport is not None:
                 if self._head is None and not self._take_head():
                     return
                 body = self._take_body()
@@ -281,7 +295,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is None:
             return
         self._write(response, keep_alive=head.keep_alive and not self._server.closing, bare=head.method == "HEAD")
-        if self._paused and self._transport is not None:
+        if self._paused and not self._unread and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
         if self._buffer and self._transport is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from .json_value import Json, format_error, parse_object, quote
+from .json_value import Json, format_error, parse_object, quote, too_deep
 from .json_value import type_name as json_type_name
 from .protos import Example, Input
 from .status import Code, ServingError, invalid_argument
@@ -61,7 +61,10 @@ def read_predict(body: bytes, lookup: Lookup) -> PredictInputs:
 
     Raises INVALID_ARGUMENT for whatever does not fit, and what `lookup` raises.
     """
-    return _quick(body, lookup) or _exact(body, lookup)
+    try:
+        return _quick(body, lookup) or _exact(body, lookup)
+    except RecursionError:
+        raise too_deep() from None
 
 
 # --- the quick reader ---------------------------------------------------------------------------------------
@@ -419,6 +422,13 @@ class ExampleInputs:
 
 def read_examples(body: bytes) -> ExampleInputs:
     """Read a classify or regress request. Raises INVALID_ARGUMENT for whatever does not fit."""
+    try:
+        return _examples(body)
+    except RecursionError:
+        raise too_deep() from None
+
+
+def _examples(body: bytes) -> ExampleInputs:
     document = parse_object(body)
     signature = _signature_name(document)
     request = Input()

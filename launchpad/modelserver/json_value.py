@@ -13,7 +13,7 @@ from typing import Any
 
 import rapidjson
 
-from .status import invalid_argument
+from .status import ServingError, invalid_argument
 
 Json = Any
 """None, bool, int, float, str, list, or dict with the members in order; of equal keys the first counts."""
@@ -48,7 +48,7 @@ def parse_object(body: bytes) -> dict[str, Json]:
     except UnicodeDecodeError as error:
         raise _parse_error("Invalid encoding in string.", error.start) from None
     except RecursionError:
-        raise invalid_argument("JSON Parse error: The document is nested too deeply") from None
+        raise too_deep() from None
     except rapidjson.JSONDecodeError as error:
         match = _PARSE_ERROR.match(str(error))
         assert match is not None
@@ -58,11 +58,16 @@ def parse_object(body: bytes) -> dict[str, Json]:
     return document
 
 
-def _parse_error(text: str, offset: int) -> Exception:
+def too_deep() -> ServingError:
+    """The error for a document nested more deeply than can be handled; the original's stack overflows."""
+    return invalid_argument("JSON Parse error: The document is nested too deeply")
+
+
+def _parse_error(text: str, offset: int) -> ServingError:
     return invalid_argument(f"JSON Parse error: {text} at offset: {offset}")
 
 
-def format_error(value: Json, complaint: str) -> Exception:
+def format_error(value: Json, complaint: str) -> ServingError:
     """INVALID_ARGUMENT that quotes the value complained about."""
     return invalid_argument(f"JSON Value: {quote(value)} {complaint}")
 
@@ -87,7 +92,9 @@ def type_name(value: Json) -> str:
 def quote(value: Json) -> str:
     """The value as TensorFlow Serving quotes it in an error: objects over lines, lists on one line."""
     if isinstance(value, float):
-        return decimals([value], single=abs(value) <= _FLOAT_MAX)[0]
+        if abs(value) <= _FLOAT_MAX:
+            return decimals(array("f", [value]), single=True)[0]
+        return decimals([value], single=False)[0]
     out: list[str] = []
     with suppress(_Unprintable):
         _print(value, 0, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from .manager import ModelManager, Version
 from .metrics import Metrics
 from .servable import DEFAULT_SIGNATURE, Servable, Signature
 from .status import HTTP_STATUS, Code, ServingError, invalid_argument
+
+_log = logging.getLogger(__name__)
 
 _API_PREFIX = "/v1/"
 _TARGET = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
@@ -167,6 +170,9 @@ class RestApi:
             self._methods[route.method](route, body, deadline, answer)
         except ServingError as error:
             answer(error)
+        except Exception:
+            _log.exception("a %s request failed unexpectedly", route.method)
+            answer(ServingError(Code.INTERNAL, "Internal error; see the server's log"))
 
     def _succeed(self, route: Route, started: float, body: bytes, respond: Respond) -> None:
         latency = self._metrics.request_latency.cell(route.name, _api_label(route), "REST")

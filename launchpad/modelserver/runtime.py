@@ -269,6 +269,11 @@ class Step:
             api.TF_DeleteStatus(status)
 
 
+_MAX_RANK = 254
+_MAX_ELEMENTS = (1 << 63) - 1
+"""What TensorFlow can hold, a dimension of 0 counted as 1; it ends the process when asked for more."""
+
+
 @cache
 def _dims_type(rank: int) -> Any:
     return c_int64 * rank
@@ -276,6 +281,8 @@ def _dims_type(rank: int) -> Any:
 
 def _allocate(api: Any, dtype: int, shape: Shape, length: int) -> tuple[int, int]:
     """A new C tensor and the address of its elements."""
+    if len(shape) > _MAX_RANK or prod(filter(None, shape)) > _MAX_ELEMENTS:
+        raise invalid_argument(f"Tensor of rank {len(shape)} has too many dimensions or elements")
     tensor = api.TF_AllocateTensor(dtype, _dims_type(len(shape))(*shape), len(shape), length)
     if not tensor:
         raise ServingError(Code.RESOURCE_EXHAUSTED, f"Cannot allocate a tensor of {length} bytes")

@@ -1,0 +1,214 @@
+"""The wire, byte by byte: HTTP/1.1 and HTTP/2, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import hpack
+import pytest
+
+from launchpad.modelserver import http2
+from launchpad.modelserver.http import BadRequest, HttpServer, Response, parse_head
+from launchpad.modelserver.http2 import ConnectionFault, HeaderDecoder, Http2Server, frame
+
+
+class Transport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = write_eof = pause_reading = resume_reading = close
+
+
+def _http(pieces: list[bytes], limit: int = 1000) -> tuple[list[tuple[str, str, bytes]], bytes]:
+    """The requests that a connection finds in these pieces, and what it writes when each is answered."""
+    requests: list[tuple[str, str, bytes]] = []
+
+    def handler(method: str, path: str, body: bytes, respond: Callable[[Response], None]) -> None:
+        requests.append((method, path, body))
+        respond(Response(200, b"ok", "text/plain"))
+
+    async def run() -> bytes:
+        transport = Transport()
+        connection = HttpServer(handler, limit).connection()
+        connection.connection_made(transport)
+        for piece in pieces:
+            connection.data_received(piece)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        return bytes(transport.written)
+
+    return requests, asyncio.run(run())
+
+
+_REQUEST = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+_CHUNKED = (
+    b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: 1\r\n\r\n"
+)
+
+
+def test_requests_are_found_however_they_are_cut() -> None:
+    stream = _REQUEST + _CHUNKED + _REQUEST
+    expected = [("POST", "/a", b"abc"), ("POST", "/c", b"abcde"), ("POST", "/a", b"abc")]
+    assert _http([stream])[0] == expected
+    assert _http([stream[i : i + 1] for i in range(len(stream))])[0] == expected
+    assert _http([stream])[1].count(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok") == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n", b"413"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n", b"413"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc", b"400"),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 20000, b"431"),
+    ],
+)
+def test_what_is_no_request_ends_the_connection_with_an_error(data: bytes, status: bytes) -> None:
+    requests, written = _http([data])
+    assert requests == []
+    assert written.startswith(b"HTTP/1.1 " + status) and b"Connection: close" in written
+
+
+def test_an_expectation_is_answered_before_the_body_comes() -> None:
+    head = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+    assert _http([head, b"abc"])[1].startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_a_head_is_parsed() -> None:
+    head = parse_head(b"GET /x HTTP/1.0\r\nContent-Encoding: gzip\r\n\r\n")
+    assert (head.method, head.path, head.keep_alive, head.length, head.gzip) == ("GET", "/x", False, 0, True)
+    with pytest.raises(BadRequest):
+        parse_head(b"\x00\x01\r\n\r\n")
+
+
+def test_a_header_block_is_decoded_anew_when_the_compression_state_has_changed() -> None:
+    encoder, decoder = hpack.Encoder(), HeaderDecoder()
+    for number in range(40):
+        headers = [(b":path", b"/p"), (b"x-%d" % (number % 3), b"v%d" % (number // 5)), (b"same", b"same")]
+        for _ in range(2):
+            assert decoder.decode(encoder.encode(headers)) == dict(headers)
+    with pytest.raises(ConnectionFault):
+        decoder.decode(b"\xff\xff\xff\xff\xff\xff")
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class Peer:
+    """A client of an HTTP/2 connection, frame by frame; requests are answered with their own body."""
+
+    def __init__(self, **server: Any) -> None:
+        self.transport = Transport()
+        self.server = Http2Server(self._echo, **{"max_body_bytes": 1 << 20, **server})
+        self.connection = self.server.connection()
+        self.connection.connection_made(self.transport)
+        self.encoder = hpack.Encoder()
+        self.requests: list[bytes] = []
+
+    def _echo(self, stream: http2.Stream) -> None:
+        self.requests.append(bytes(stream.body))
+        stream.respond(b"\x88", bytes(stream.body), b"\x88")
+
+    def send(self, data: bytes, step: int = 1 << 30) -> list[tuple[int, int, int, bytes]]:
+        """The frames written in return."""
+        self.transport.written.clear()
+        for start in range(0, len(data), step):
+            self.connection.data_received(data[start : start + step])
+        return list(_frames(bytes(self.transport.written)))
+
+    def headers(self, stream: int, flags: int = 4) -> bytes:
+        return frame(1, flags, stream, self.encoder.encode([(b":path", b"/p")]))
+
+
+def _frames(data: bytes) -> Any:
+    while data:
+        high, low, kind, flags, stream = struct.unpack_from(">HBBBI", data)
+        size = high << 8 | low
+        yield kind, flags, stream, data[9 : 9 + size]
+        data = data[9 + size :]
+
+
+def _body(frames: list[tuple[int, int, int, bytes]], stream: int) -> bytes:
+    return b"".join(payload for kind, _, number, payload in frames if kind == 0 and number == stream)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 30])
+def test_calls_are_answered_however_their_frames_are_cut(step: int) -> None:
+    peer = Peer()
+    data = _PREFACE + frame(4, 0, 0, b"") + peer.headers(1) + peer.headers(3)
+    data += frame(0, 0, 1, b"ab") + frame(0, 8 | 1, 3, b"\x02cdxx") + frame(6, 0, 0, b"pingpong") + frame(0, 1, 1, b"c")
+    frames = peer.send(data, step)
+    assert _body(frames, 1) == b"abc" and _body(frames, 3) == b"cd"
+    assert (6, 1, 0, b"pingpong") in frames and (4, 1, 0, b"") in frames
+
+
+def test_an_answer_waits_for_the_clients_windows() -> None:
+    peer = Peer()
+    small = struct.pack(">HI", 4, 10)
+    body = bytes(range(256)) * 300
+    data = _PREFACE + frame(4, 0, 0, small) + peer.headers(1)
+    for start in range(0, len(body), 16000):
+        data += frame(0, 0, 1, body[start : start + 16000])
+    frames = peer.send(data + frame(0, 1, 1, b""))
+    assert _body(frames, 1) == body[:10]
+    frames = peer.send(frame(8, 0, 1, struct.pack(">I", 1 << 20)))
+    assert len(_body(frames, 1)) == 65535 - 10
+    rest = peer.send(frame(8, 0, 0, struct.pack(">I", 1 << 20)))
+    assert body[:10] + _body(frames, 1) + _body(rest, 1) == body
+    assert rest[-1][:3] == (1, 5, 1)
+
+
+def test_a_call_that_is_reset_is_forgotten_and_the_rest_go_on() -> None:
+    peer = Peer()
+    peer.send(_PREFACE + peer.headers(1) + frame(3, 0, 1, bytes(4)))
+    frames = peer.send(frame(0, 1, 1, b"late") + peer.headers(3, 5))
+    assert _body(frames, 1) == b"" and [f[2] for f in frames if f[0] == 1] == [3, 3]
+
+
+def test_leaving_refuses_new_calls_and_closes_after_the_last() -> None:
+    peer = Peer()
+    peer.send(_PREFACE + peer.headers(1))
+    peer.connection.go_away()
+    assert (3, 0, 3, struct.pack(">I", 7)) in peer.send(peer.headers(3, 5))
+    assert not peer.transport.closed
+    assert _body(peer.send(frame(0, 1, 1, b"x")), 1) == b"x"
+    assert peer.transport.closed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        _PREFACE + frame(1, 4, 2, b"\x88"),
+        _PREFACE + frame(1, 4, 1, b"\xff" * 9),
+        _PREFACE + frame(0, 0, 5, b"x"),
+        _PREFACE + frame(9, 4, 1, b"x"),
+        _PREFACE + frame(1, 0, 1, b"\x88") + frame(6, 0, 0, bytes(8)),
+        _PREFACE + frame(6, 0, 0, b"short"),
+        _PREFACE + frame(4, 0, 0, b"12345"),
+        _PREFACE + frame(4, 0, 0, struct.pack(">HI", 4, 1 << 31)),
+        _PREFACE + frame(8, 0, 0, struct.pack(">I", (1 << 31) - 1)),
+        _PREFACE + b"\xff\xff\xff\x00\x00\x00\x00\x00\x00",
+        _PREFACE + frame(1, 12, 1, b"\xff\x88"),
+        _PREFACE + frame(5, 0, 1, b""),
+    ],
+)
+def test_a_peer_that_breaks_the_protocol_is_told_and_left(data: bytes) -> None:
+    peer = Peer()
+    assert peer.send(data)[-1][0] == 7
+    assert peer.transport.closed
