@@ -22,6 +22,7 @@ COMMON = {
 LOAD = {
     "profile": "load-test profile of pipeline.yaml; the default one unless given",
     "duration": "seconds to measure, in place of the profile's",
+    "processes": "processes that generate the load",
 }
 
 
@@ -42,12 +43,17 @@ def run(names: list[str], dry_run: bool = False, duration: float = 0, **options:
 
 @task(help={**COMMON, **LOAD})
 def deploy_local(
-    _: Invocation, force: bool = False, dry_run: bool = False, profile: str = "", duration: float = 0
+    _: Invocation,
+    force: bool = False,
+    dry_run: bool = False,
+    profile: str = "",
+    duration: float = 0,
+    processes: int = 1,
 ) -> None:
     """Everything: export, configure, build, launch, warmup, loadtest, report."""
     from launchpad.pipeline import STAGES
 
-    run(list(STAGES), dry_run, duration, force=force, profile=profile or None)
+    run(list(STAGES), dry_run, duration, force=force, profile=profile or None, processes=processes)
 
 
 @task(help=COMMON)
@@ -88,9 +94,9 @@ def warmup(_: Invocation, dry_run: bool = False) -> None:
 
 
 @task(help={"dry_run": COMMON["dry_run"], **LOAD})
-def loadtest(_: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0) -> None:
+def loadtest(_: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0, processes: int = 1) -> None:
     """Drive the running server with Locust; check every answer, record every latency."""
-    run(["loadtest"], dry_run, duration, profile=profile or None)
+    run(["loadtest"], dry_run, duration, profile=profile or None, processes=processes)
 
 
 @task(name="report", help={"dry_run": COMMON["dry_run"], "run_id": "the run to report on; the newest unless given"})

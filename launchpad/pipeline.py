@@ -42,6 +42,7 @@ def context(
     profile: str | None = None,
     duration_s: float | None = None,
     run: str | None = None,
+    processes: int = 1,
 ) -> Context:
     """Read the declaration and return what stages are given. Raises DeclarationError for anything wrong in it."""
     declared = declaration.load(root)
@@ -50,7 +51,9 @@ def context(
         raise DeclarationError(f"there is no profile {profile!r}", fix=f"declared: {', '.join(profiles)}")
     if duration_s is not None and duration_s <= 0:
         raise DeclarationError(f"a duration of {duration_s:g} s measures nothing", fix="give more than 0")
-    return Context(declared, force=force, profile=profile, duration_s=duration_s, run=run or "")
+    if processes < 1:
+        raise DeclarationError(f"{processes} processes send nothing", fix="give 1 or more")
+    return Context(declared, force=force, profile=profile, duration_s=duration_s, run=run or "", processes=processes)
 
 
 def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:

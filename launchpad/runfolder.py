@@ -1,8 +1,10 @@
 """The files of a run folder, `loadtests/results/<run>/`, and how they are read.
 
 `history.csv`: a row for each second and line of traffic. `errors.csv`: failures by second, line and kind.
-`latency.hlog`: an HdrHistogram log (format 1.2) with an interval histogram for each second and line; the line,
-percent-encoded, is the tag; values are in µs. Files that were cut short are read up to their last whole row.
+`latency.hlog`: an HdrHistogram log (format 1.2) with an interval histogram for each second, line and kind of latency;
+`kind/line`, percent-encoded, is the tag; values are in µs. Kinds: `response`, from when a request was due; in an open
+loop also `service`, from when it was sent, and `lag`, from due to sent; `failed`, of requests without a right answer.
+Files that were cut short are read up to their last whole row.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ TOTALS = "totals.csv"
 
 HISTORY_COLUMNS = ("second", "line", "requests", "failures", "p50_ms", "p95_ms", "p99_ms", "max_ms")
 ERROR_COLUMNS = ("second", "line", "kind", "count", "example")
+
+RESPONSE, SERVICE, LAG, FAILED = "response", "service", "lag", "failed"
 
 LOWEST_US = 1
 HIGHEST_US = 600_000_000
@@ -58,10 +62,12 @@ def read_errors(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def read_histograms(folder: Path) -> Iterator[tuple[str, float, HdrHistogram]]:
-    """Yield (line, second, histogram in µs) for each interval of `latency.hlog` that is whole."""
+def read_histograms(folder: Path, kind: str = RESPONSE) -> Iterator[tuple[str, float, HdrHistogram]]:
+    """Yield (line, second, histogram in µs) for each interval of a kind of latency that is whole in `latency.hlog`."""
     with (folder / HISTOGRAMS).open(encoding="utf-8") as file:
         for text in file:
             if text.startswith("Tag=") and text.endswith("\n"):
                 tag, start, _, _, payload = text.rstrip("\n").split(",")
-                yield unquote(tag.removeprefix("Tag=")), float(start), HdrHistogram.decode(payload)
+                its_kind, _, line = unquote(tag.removeprefix("Tag=")).partition("/")
+                if its_kind == kind:
+                    yield line, float(start), HdrHistogram.decode(payload)

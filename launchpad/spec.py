@@ -338,6 +338,8 @@ class Serving(Strict):
 class Traffic(Strict):
     model: str
     signature: str = "serving_default"
+    protocol: Literal["rest", "rest_columns", "grpc"] = "rest"
+    """REST in the row or the column format, or gRPC Predict (numbers as tensor_content)."""
     batch: Positive = 1
     """Examples in each request."""
     weight: Positive = 1
@@ -346,20 +348,89 @@ class Traffic(Strict):
     @property
     def line(self) -> str:
         """How results name these requests."""
-        return f"{self.model} {self.signature}" + (f" x{self.batch}" if self.batch > 1 else "")
+        protocol = "" if self.protocol == "rest" else f" {self.protocol}"
+        return f"{self.model} {self.signature}{protocol}" + (f" x{self.batch}" if self.batch > 1 else "")
 
 
-class Profile(Strict):
-    users: Positive
-    """Clients that wait for each answer before they send the next request (closed loop)."""
+class LoadShape(Strict):
+    """How the load changes over the run, as factors of `users` or `rate_rps`."""
+
+    kind: Literal["ramp", "steps", "spike", "wave"]
+    """ramp: from low to high. steps: from low to high in equal steps. spike: low, high in the middle tenth.
+    wave: from low to high and back, as a day goes."""
+    low: Annotated[float, Field(ge=0)] = 0.2
+    high: Annotated[float, Field(gt=0)] = 1.0
+    steps: Annotated[int, Field(ge=2)] = 5
+
+    @model_validator(mode="after")
+    def _rises(self) -> LoadShape:
+        if self.low >= self.high:
+            raise ValueError("low must be less than high")
+        return self
+
+
+class Load(Strict):
+    """What every profile has."""
+
     duration_s: Annotated[float, Field(gt=0)]
-    """Measured time, after all users have started."""
+    """Measured time; it starts when all users have, or with the first arrival."""
+    shape: LoadShape | None = None
+    """Change of the load over the run; the same all along unless given."""
+    traffic: tuple[Traffic, ...] = ()
+    """Who is asked what; empty: every model's first signature alike."""
+
+
+class ClosedLoop(Load):
+    """Users that wait for each answer before they ask again. Their load falls when the server slows down."""
+
+    loop: Literal["closed"] = "closed"
+    users: Positive
     spawn_rate: Annotated[float, Field(gt=0)] = 100
     """Users started a second."""
     think_time_ms: Annotated[float, Field(ge=0)] = 0
     """A user's pause between an answer and its next request."""
-    traffic: tuple[Traffic, ...] = ()
-    """Who is asked what; empty: every model's serving_default alike."""
+
+    @property
+    def in_flight(self) -> int:
+        """Most requests that are in flight at once."""
+        return self.users
+
+    @property
+    def title(self) -> str:
+        return f"{self.users} users in a closed loop"
+
+
+class OpenLoop(Load):
+    """Requests that are due at times fixed in advance, whatever the server does; latency counts from then."""
+
+    loop: Literal["open"]
+    rate_rps: Annotated[float, Field(gt=0)]
+    """Requests due a second."""
+    arrivals: str = "poisson"
+    """`poisson`, `constant`, or the path of a trace with one timestamp in seconds a line."""
+    seed: int = 0
+    max_in_flight: Positive = 512
+    """Connections of a process; further requests wait in the generator, which counts as latency."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight that a server within its objective may have to hold; a lower bound."""
+        return 1
+
+    @property
+    def title(self) -> str:
+        kind = self.arrivals if self.arrivals in ("poisson", "constant") else "replayed"
+        return f"{self.rate_rps:g} requests/s in an open loop, {kind} arrivals"
+
+
+def _loop(value: Any) -> Any:
+    return value.get("loop", "closed") if isinstance(value, dict) else getattr(value, "loop", "closed")
+
+
+Profile = Annotated[
+    Annotated[ClosedLoop, Tag("closed")] | Annotated[OpenLoop, Tag("open")],
+    Discriminator(_loop, custom_error_type="loop", custom_error_message="loop should be 'closed' or 'open'"),
+]
 
 
 class LoadTest(Strict):
@@ -411,7 +482,7 @@ class Pipeline(Strict):
     name: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
     models: Annotated[dict[Annotated[str, Field(pattern="^[A-Za-z0-9._-]+$")], Model], Field(min_length=1)]
     serving: Serving = Serving()
-    loadtest: LoadTest = LoadTest(profile="steady", profiles={"steady": Profile(users=16, duration_s=30)})
+    loadtest: LoadTest = LoadTest(profile="steady", profiles={"steady": ClosedLoop(users=16, duration_s=30)})
     objectives: Objectives = Objectives()
     kubernetes: Kubernetes = Kubernetes()
     release: Release = Release()
@@ -446,10 +517,9 @@ class Pipeline(Strict):
         if self.serving.ports.rest == 0 and self.serving.ports.grpc == 0:
             yield ("serving", "ports"), "REST and gRPC are both off: nothing could reach the server"
 
-    def traffic(self, profile: str) -> tuple[Traffic, ...]:
+    def traffic(self, profile: Profile) -> tuple[Traffic, ...]:
         """The traffic lines of a profile, with the default filled in."""
-        lines = self.loadtest.profiles[profile].traffic
-        return lines or tuple(
+        return profile.traffic or tuple(
             Traffic(model=name, signature=next(iter(m.signatures))) for name, m in self.models.items()
         )
 

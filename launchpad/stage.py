@@ -28,6 +28,7 @@ class Context:
     profile: str | None = None
     duration_s: float | None = None
     run: str = ""
+    processes: int = 1
 
     @property
     def layout(self) -> Layout:

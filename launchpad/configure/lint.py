@@ -36,7 +36,7 @@ def lint(pipeline: Pipeline, batching: Effective, exporters: Mapping[str, str]) 
 
 
 def _threads(pipeline: Pipeline) -> Iterator[Finding]:
-    in_flight = max(profile.users for profile in pipeline.loadtest.profiles.values())
+    in_flight = max(profile.in_flight for profile in pipeline.loadtest.profiles.values())
     for flag, port, consequence in (
         ("rest_api_num_threads", pipeline.serving.ports.rest, "the others wait outside the batch queue"),
         ("grpc_max_threads", pipeline.serving.ports.grpc, "the others are refused with RESOURCE_EXHAUSTED"),

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import datetime
-import json
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launchpad import children, console, files, machine
+from launchpad import console, files, machine
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.gates import Gate
 from launchpad.layout import Layout
-from launchpad.loadtest import summary
-from launchpad.runfolder import HISTORY, SUMMARY, TOTALS
+from launchpad.loadtest import generator, summary
+from launchpad.runfolder import SUMMARY, TOTALS
 from launchpad.server import Server
-from launchpad.spec import Profile, Traffic
+from launchpad.spec import Profile
 from launchpad.stage import Context, Outcome, Plan, Stage
 from launchpad.store import Store
-
-GENERATOR_LOG = "locust.log"
-GRACE_S = 60.0
-"""How much longer than declared a run may take, starting its users included, before it is ended."""
-
-
-@dataclass
-class Ending:
-    """How a run came to its end."""
-
-    status: str = "completed"
-    why: str = ""
-    measured_s: float | None = None
-    generator_cpu_s: float | None = None
 
 
 class LoadTest(Stage):
@@ -50,27 +30,42 @@ class LoadTest(Stage):
 
     def plan(self, context: Context) -> list[Plan]:
         name, profile = _profile(context)
-        return [Plan(f"profile {name}: {profile.users} users, {profile.duration_s:g} s", "a live stage always runs")]
+        return [Plan(f"profile {name}: {profile.title}, {profile.duration_s:g} s", "a live stage always runs")]
 
     def run(self, context: Context) -> Outcome:
         server = Server.ready(context.layout)
         _refuse_absent(server)
         name, profile = _profile(context)
-        run = context.run or new_run()
-        folder = context.layout.results(run)
-        folder.mkdir(parents=True)
-        _keep_configuration(context.layout, folder)
-        started = datetime.datetime.now(datetime.UTC)
-        ending = Ending()
+        run_id = context.run or new_run()
+        run = Run(
+            id=run_id,
+            server=server,
+            profile_name=name,
+            profile=profile,
+            processes=context.processes,
+            folder=context.layout.results(run_id),
+            started=datetime.datetime.now(datetime.UTC),
+            ending=generator.Ending(),
+        )
+        run.folder.mkdir(parents=True)
+        _keep_configuration(context.layout, run.folder)
         try:
-            _drive(context, server, name, profile, folder, ending)
+            with console.progress(f"loadtest: profile {name}, {profile.title}") as advance:
+                _drive(context, run, advance)
         except KeyboardInterrupt:
-            ending.status, ending.why = "interrupted", "interrupted by the user"
+            run.ending.status, run.ending.why = "interrupted", "interrupted by the user"
             raise
         finally:
-            traffic = context.declaration.pipeline.traffic(name)
-            document = _summarise(context, server, run, name, profile, traffic, folder, started, ending)
-        return _outcome(document, folder)
+            document = _summarise(context, run)
+        return _outcome(document, run.folder)
+
+
+def _drive(context: Context, run: Run, advance: console.Advance) -> None:
+    def observe(part: dict[str, Any]) -> bool:
+        advance(min(run.ending.measured_s, run.profile.duration_s), run.profile.duration_s)
+        return True
+
+    generator.drive(context.layout, run.server, run.profile, run.processes, run.folder, run.ending, observe)
 
 
 def new_run() -> str:
@@ -102,119 +97,49 @@ def _keep_configuration(layout: Layout, folder: Path) -> None:
     shutil.copytree(layout.serving_config, folder / "config")
 
 
-def _drive(context: Context, server: Server, name: str, profile: Profile, folder: Path, ending: Ending) -> None:
-    """Run Locust to its end, and note in `ending` how that came. Whatever happens, Locust does not outlive the call."""
-    with (folder / GENERATOR_LOG).open("wb") as log:
-        generator = subprocess.Popen(
-            _command(context.layout, profile),
-            cwd=context.layout.root,
-            env={
-                **children.environment(),
-                "LAUNCHPAD_RUN_FOLDER": str(folder),
-                "LAUNCHPAD_PROFILE": name,
-                "LAUNCHPAD_DURATION_S": str(profile.duration_s),
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-            preexec_fn=children.end_with_parent,
-        )
-        try:
-            with console.progress(f"loadtest: profile {name}, {profile.users} users") as advance:
-                _follow(generator, server, profile, ending, advance)
-            generator.wait(timeout=GRACE_S)
-        finally:
-            _end(generator)
-    if ending.status == "completed" and generator.returncode not in (0, 1):  # 1: some requests failed
-        ending.status, ending.why = "failed", f"Locust ended with exit code {generator.returncode}; see {GENERATOR_LOG}"
-    elif ending.status == "completed" and ending.measured_s is None:
-        ending.status, ending.why = "failed", f"Locust ended before the run did; see {GENERATOR_LOG}"
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of: on what, with what, where it is kept, and how it ended."""
+
+    id: str
+    server: Server
+    profile_name: str
+    profile: Profile
+    processes: int
+    folder: Path
+    started: datetime.datetime
+    ending: generator.Ending
 
 
-def _command(layout: Layout, profile: Profile) -> list[str]:
-    options = ["--headless", f"--users={profile.users}", f"--spawn-rate={profile.spawn_rate}", "--stop-timeout=0"]
-    locustfile = layout.relative(layout.locustfile)
-    return [sys.executable, "-m", "locust", "-f", locustfile, *options, "--loglevel=WARNING", "--only-summary"]
-
-
-def _follow(
-    generator: subprocess.Popen[str], server: Server, profile: Profile, ending: Ending, advance: console.Advance
-) -> None:
-    """Read the generator's progress until it ends; end it early when the server dies or time runs out."""
-    deadline = time.monotonic() + profile.duration_s + profile.users / profile.spawn_rate + GRACE_S
-    for progress in _lines(generator):
-        if "second" in progress:
-            advance(progress["second"] + 1, profile.duration_s)
-        ending.measured_s = progress.get("measured_s", ending.measured_s)
-        ending.generator_cpu_s = progress.get("cpu_s", ending.generator_cpu_s)
-        if ending.status == "completed" and not server.is_running:
-            ending.status, ending.why = "failed", "the server ended in the middle of the run"
-            generator.send_signal(signal.SIGTERM)
-        if ending.status == "completed" and time.monotonic() > deadline:
-            ending.status, ending.why = "failed", "the run took far longer than declared"
-            generator.send_signal(signal.SIGTERM)
-
-
-def _lines(generator: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
-    assert generator.stdout is not None
-    for text in generator.stdout:
-        with contextlib.suppress(ValueError):
-            progress = json.loads(text)
-            if isinstance(progress, dict):
-                yield progress
-
-
-def _end(generator: subprocess.Popen[str]) -> None:
-    """Let Locust write what it has, and make sure that it is gone."""
-    if generator.poll() is None:
-        generator.send_signal(signal.SIGTERM)
-        try:
-            generator.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            generator.kill()
-            generator.wait()
-
-
-def _summarise(
-    context: Context,
-    server: Server,
-    run: str,
-    name: str,
-    profile: Profile,
-    traffic: tuple[Traffic, ...],
-    folder: Path,
-    started: datetime.datetime,
-    ending: Ending,
-) -> dict[str, Any]:
+def _summarise(context: Context, run: Run) -> dict[str, Any]:
     """Write `summary.json` and `totals.csv` from the run's artifacts, and the run into the store."""
-    models = {line.line: line.model for line in traffic}
-    if (folder / HISTORY).exists():
-        measured = summary.of_folder(folder, models, ending.measured_s)
-    else:
-        measured = {"measured_s": 0.0, "totals": None, "models": {}, "lines": {}, "errors": []}
-        if ending.status == "completed":
-            ending.status, ending.why = "failed", f"nothing was measured; see {GENERATOR_LOG}"
-    gates = summary.objectives(measured, context.declaration.pipeline.objectives) if measured["totals"] else []
+    pipeline, ending = context.declaration.pipeline, run.ending
+    traffic = pipeline.traffic(run.profile)
+    measured = summary.of_folder(run.folder, {line.line: line.model for line in traffic}, ending.measured_s)
+    if not measured["totals"]["requests"]:
+        ending.fail(f"nothing was measured; see {generator.LOG}")
+    gates = summary.objectives(measured, pipeline.objectives)
     document = {
-        "run": run,
+        "run": run.id,
         "status": ending.status,
         "why": ending.why,
-        "started": started.isoformat(timespec="seconds"),
-        "profile": {"name": name, "loop": "closed", **profile.model_dump(mode="json", exclude={"traffic"})},
+        "started": run.started.isoformat(timespec="seconds"),
+        "profile": {
+            "name": run.profile_name,
+            "title": run.profile.title,
+            **run.profile.model_dump(mode="json", exclude={"traffic"}),
+        },
         "traffic": [line.model_dump(mode="json") for line in traffic],
-        "configuration": server.content,
-        "server": asdict(server),
+        "configuration": run.server.content,
+        "server": asdict(run.server),
         "machine": machine.describe(),
-        "generator": {"processes": 1, "cpu_s": ending.generator_cpu_s},
-        "warmup": _warmup(context.layout, server),
+        "generator": summary.generator_health(run.folder, run.processes, ending.cpu),
+        "warmup": _warmup(context.layout, run.server),
         "objectives": [gate.as_dict() for gate in gates],
         **measured,
     }
-    files.write_json(folder / SUMMARY, document)
-    if measured["totals"]:
-        _write_totals(folder / TOTALS, measured)
+    files.write_json(run.folder / SUMMARY, document)
+    _write_totals(run.folder / TOTALS, measured)
     with Store.open(context.declaration) as store:
         store.add_run(document)
     return document
@@ -246,9 +171,11 @@ def _outcome(document: dict[str, Any], folder: Path) -> Outcome:
         gate = Gate(**{key: value for key, value in row.items() if key != "passed"})
         if gate.passed is not True:
             failures.append(Problem(f"{gate.name} is {gate.measured}, must be {gate.required}", place))
+    if document["generator"]["limited"]:
+        failures.append(Problem(f"the run is generator-limited: {document['generator']['why']}", place))
     totals = document["totals"]
     detail = document["why"]
-    if totals:
+    if totals["requests"]:
         detail = (
             f"{totals['requests']} requests, {totals['failures']} failed, {totals['throughput_rps']:g} requests/s, "
             f"p99 {totals['p99_ms']} ms"

@@ -68,6 +68,38 @@ def of_folder(folder: Path, models: dict[str, str], measured_s: float | None) ->
     }
 
 
+SEND_LAG_SHARE = 0.1
+SEND_LAG_MS = 5.0
+FULL_CPU = 0.95
+"""A generator limits its run when it is at full CPU, or when its own send lag at p99 is both more than SEND_LAG_MS and
+more than SEND_LAG_SHARE of the response time at p99."""
+
+
+def generator_health(folder: Path, processes: int, cpu: dict[int, float]) -> dict[str, Any]:
+    """Return what the generator itself took part in the figures: {cpu, send lag, whether it limited the run, why}.
+
+    cpu: {process: largest share of a core in any second}. Send lag is known in open loops only.
+    """
+    lag, response = runfolder.histogram(), runfolder.histogram()
+    for kind, whole in ((runfolder.LAG, lag), (runfolder.RESPONSE, response)):
+        for _, _, histogram in runfolder.read_histograms(folder, kind):
+            whole.add(histogram)
+    lag_ms = lag.get_value_at_percentile(99) / 1000 if lag.get_total_count() else None
+    busiest = max(cpu.values(), default=None)
+    reasons = []
+    if busiest is not None and busiest >= FULL_CPU:
+        reasons.append(f"a generator process took {busiest:.0%} of a core")
+    if lag_ms is not None and lag_ms > max(SEND_LAG_MS, SEND_LAG_SHARE * response.get_value_at_percentile(99) / 1000):
+        reasons.append(f"requests were sent {lag_ms:.1f} ms late at p99")
+    return {
+        "processes": processes,
+        "cpu": busiest,
+        "send_lag_p99_ms": lag_ms,
+        "limited": bool(reasons),
+        "why": "; ".join(reasons),
+    }
+
+
 def objectives(measured: dict[str, Any], declared: Objectives) -> list[Gate]:
     """Hold the figures of a run against the declared objectives: latency and errors by model, throughput in all."""
     gates = []

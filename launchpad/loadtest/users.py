@@ -1,147 +1,213 @@
-"""Locust users that send the declared traffic. `loadtests/locustfile.py` is what makes them a load test.
+"""Locust users that send real requests and check every answer. `loadtests/locustfile.py` says which there are.
 
-Driven by `invoke loadtest`, the environment names the run folder and the profile, results are recorded there and the
-run ends by itself. Driven by `locust -f loadtests/`, Locust's own statistics and web page are all there is.
+`invoke loadtest` gives profile and processes in the environment and reads the results from standard output.
+`locust -f loadtests/` needs none of them; LAUNCHPAD_PROFILE names another profile than the default.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import random
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
-import orjson
-from locust import FastHttpUser, constant, events, task
+import gevent.pool
+import numpy as np
+from locust import LoadTestShape, User, constant, events, task
 from locust.env import Environment
+from locust.runners import WorkerRunner
+from pydantic import TypeAdapter
 
 from launchpad import declaration
 from launchpad.errors import LaunchpadError
+from launchpad.loadtest import arrivals, shapes, traffic
+from launchpad.loadtest.conductor import Conductor
+from launchpad.loadtest.connections import Connection, NoAnswer
+from launchpad.loadtest.generator import LOAD, PROCESSES
+from launchpad.loadtest.pacer import Pacer
 from launchpad.loadtest.recorder import Recorder
-from launchpad.loadtest.traffic import Line, Request, lines
+from launchpad.loadtest.traffic import Line, Request
+from launchpad.spec import ClosedLoop, OpenLoop, Profile, Traffic
 
-RUN_FOLDER = "LAUNCHPAD_RUN_FOLDER"
 PROFILE = "LAUNCHPAD_PROFILE"
-DURATION = "LAUNCHPAD_DURATION_S"
+TIMEOUT_S = 30.0
 
 try:
     declared = declaration.load(Path.cwd())
 except LaunchpadError as error:
     sys.exit(str(error))
 pipeline = declared.pipeline
-profile_name = os.environ.get(PROFILE, pipeline.loadtest.profile)
-profile = pipeline.loadtest.profiles[profile_name]
-host = f"http://127.0.0.1:{pipeline.serving.ports.rest}"
+driven = LOAD in os.environ
+processes = int(os.environ.get(PROCESSES, "1"))
+profile: Profile = (
+    TypeAdapter(Profile).validate_json(os.environ[LOAD])
+    if driven
+    else pipeline.loadtest.profiles[os.environ.get(PROFILE, pipeline.loadtest.profile)]
+)
+duration_s = profile.duration_s
 
-_traffic: list[Line] = []
-_recorder: Recorder | None = None
+
+def everything(signature: str, protocol: str) -> tuple[Traffic, ...]:
+    """Return traffic to one signature, by its name, of every model that has it."""
+    return tuple(
+        Traffic(model=name, signature=signature, protocol=protocol)  # type: ignore[arg-type]
+        for name, model in pipeline.models.items()
+        if signature in model.signatures
+    )
 
 
-class PredictUser(FastHttpUser):
-    """A client that sends the declared traffic and checks every answer."""
+class ModelUser(User):
+    """A client of the declared server. Subclasses say what they send."""
 
     abstract = True
-    host = host
-    wait_time = constant(profile.think_time_ms / 1000)
-    connection_timeout = 10.0
-    network_timeout = 30.0
+    host = f"http://127.0.0.1:{pipeline.serving.ports.rest}"
+    traffic: ClassVar[tuple[Traffic, ...]] = pipeline.traffic(profile)
+
+    conductor: ClassVar[Conductor]
+    lines: ClassVar[dict[str, Line]] = {}
     numbers = itertools.count()
 
     def on_start(self) -> None:
-        self._random = random.Random(next(self.numbers))
-        self._cycles = [itertools.cycle(_rotated(line.requests, self._random)) for line in _traffic]
-        self._weights = [line.weight for line in _traffic]
+        chance = random.Random(f"{self.conductor.worker} {next(self.numbers)}")
+        self._requests = _sequence([self.lines[line.line] for line in self.traffic], chance)
+
+    def _call(self, connection: Connection, line: Line, request: Request, due_ns: int) -> None:
+        """Send a request, wait for its answer, check it, count it."""
+        recorder = self.conductor.recorder
+        sent_ns = time.perf_counter_ns()
+        try:
+            answer = connection.call(request.wire)
+        except NoAnswer as error:
+            recorder.failed(line.name, f"no answer: {error.kind}", "", due_ns, time.perf_counter_ns())
+            gevent.sleep(0.01)  # a server that is gone is not to be asked in a tight loop
+            return
+        ended_ns = time.perf_counter_ns()
+        if answer.kind:
+            recorder.failed(line.name, answer.kind, answer.body.decode(errors="replace"), due_ns, ended_ns)
+        elif request.is_right(answer.body):
+            recorder.answered(line.name, due_ns, sent_ns, ended_ns)
+        else:
+            recorder.failed(line.name, "wrong answer", answer.body.decode(errors="replace"), due_ns, ended_ns)
+
+
+class ClosedLoopUser(ModelUser):
+    """Waits for each answer, and its think time, before it asks again."""
+
+    abstract = True
+    wait_time = constant(profile.think_time_ms / 1000 if isinstance(profile, ClosedLoop) else 0)
 
     @task
-    def predict(self) -> None:
-        (index,) = self._random.choices(range(len(_traffic)), self._weights)
-        line, request = _traffic[index], next(self._cycles[index])
-        start = time.perf_counter_ns()
-        with self.client.post(
-            line.path,
-            data=request.body,  # type: ignore[arg-type]
-            name=line.name,
-            catch_response=True,
-            headers=HEADERS,
-        ) as response:
-            latency_us = (time.perf_counter_ns() - start) / 1000
-            if response.status_code != 200:
-                kind, example = _kind(response.status_code, response.error), response.text or str(response.error)
-            elif not request.is_right(response.content):
-                kind, example = "wrong answer", response.text
-            else:
-                kind, example = "", ""
-                response.success()
-            if kind:
-                response.failure(kind)
-        if _recorder and kind:
-            _recorder.failed(line.name, kind, example or "")
-        elif _recorder:
-            _recorder.answered(line.name, latency_us)
+    def ask(self) -> None:
+        connections: dict[str, Connection] = {}
+        pause_s = self.wait_time()
+        while True:
+            line, request = next(self._requests)
+            if line.protocol not in connections:
+                connections[line.protocol] = traffic.connection(declared, line.protocol, TIMEOUT_S)
+            self._call(connections[line.protocol], line, request, time.perf_counter_ns())
+            if pause_s:
+                gevent.sleep(pause_s)
 
 
-HEADERS = {"Content-Type": "application/json"}
+class OpenLoopUser(ModelUser):
+    """Sends each request when it is due, whatever became of those before. One of these makes a process's load."""
+
+    abstract = True
+
+    @task
+    def send_when_due(self) -> None:
+        assert isinstance(profile, OpenLoop)
+        due_s = _due(profile, self.conductor.worker)
+        self._idle: dict[str, list[Connection]] = {}
+        self._waiting: deque[tuple[Line, Request, int]] = deque()
+        self._limit = profile.max_in_flight
+        calls = gevent.pool.Group()
+        pacer = Pacer()
+        self.conductor.begun.wait()
+        begin_ns = time.perf_counter_ns()
+        try:
+            for due_ns in (begin_ns + (due_s * 1e9).astype(np.int64)).tolist():
+                pacer.wait_until(due_ns)
+                line, request = next(self._requests)
+                if len(calls) < self._limit:
+                    calls.spawn(self._serve, line, request, due_ns)
+                else:
+                    self._waiting.append((line, request, due_ns))
+            calls.join()
+            gevent.sleep(duration_s)
+        finally:
+            pacer.close()
+            calls.kill()
+
+    def _serve(self, line: Line, request: Request, due_ns: int) -> None:
+        """Send a request on an idle connection or a new one; then those that wait for one."""
+        while True:
+            idle = self._idle.setdefault(line.protocol, [])
+            connection = idle.pop() if idle else traffic.connection(declared, line.protocol, TIMEOUT_S)
+            self._call(connection, line, request, due_ns)
+            idle.append(connection)
+            if not self._waiting:
+                return
+            line, request, due_ns = self._waiting.popleft()
 
 
-def _kind(status: int, error: Exception | None) -> str:
-    return f"HTTP {status}" if status else f"no answer: {type(error).__name__}"
+DeclaredLoop: type[ModelUser] = OpenLoopUser if isinstance(profile, OpenLoop) else ClosedLoopUser
+"""The kind of user that the profile asks for."""
 
 
-def _rotated(requests: list[Request], chance: random.Random) -> list[Request]:
+class ProfileShape(LoadTestShape):
+    """The profile's change of load over the run, for closed loops; nothing is forced on a run by hand."""
+
+    abstract = not (driven and isinstance(profile, ClosedLoop) and profile.shape)
+
+    def tick(self) -> tuple[int, float]:
+        assert isinstance(profile, ClosedLoop)
+        users = shapes.curve(profile.shape, profile.users, duration_s)
+        now = min(self.get_run_time(), duration_s)
+        return max(1, round(float(np.interp(now, users.times_s, users.rates_rps)))), profile.spawn_rate
+
+
+def _sequence(lines: list[Line], chance: random.Random) -> Iterator[tuple[Line, Request]]:
+    """Yield requests for ever: lines by weight, each line's requests in turn from a place of chance."""
+    turns = {line.name: itertools.cycle(_rotated(line.requests, chance)) for line in lines}
+    weights = [line.weight for line in lines]
+    while True:
+        for line in chance.choices(lines, weights, k=1000):
+            yield line, next(turns[line.name])
+
+
+def _rotated(requests: Any, chance: random.Random) -> list[Request]:
     start = chance.randrange(len(requests))
-    return requests[start:] + requests[:start]
+    return [*requests[start:], *requests[:start]]
+
+
+def _due(load: OpenLoop, worker: int) -> np.ndarray:
+    """Return when this process's share of the arrivals is due: seconds from the begin, increasing."""
+    curve = shapes.curve(load.shape, load.rate_rps, duration_s)
+    if load.arrivals == "poisson":  # the sum of Poisson processes is one
+        return arrivals.poisson(curve.scaled(1 / processes), seed=load.seed + 7919 * worker)
+    whole = arrivals.evenly(curve) if load.arrivals == "constant" else arrivals.replay(Path(load.arrivals))
+    return whole[(whole <= duration_s)][worker::processes]
 
 
 @events.init.add_listener
 def _prepare(environment: Environment, **_: Any) -> None:
+    """Make the requests of the classes that run, and set up who counts."""
+    wanted = {line.line: line for kind in environment.user_classes for line in getattr(kind, "traffic", ())}
     try:
-        _traffic.extend(lines(declared, profile_name))
+        ModelUser.lines = {line.name: line for line in traffic.lines(declared, list(wanted.values()))}
     except LaunchpadError as error:
         sys.exit(str(error))
-    if RUN_FOLDER in os.environ:
-        gevent.spawn(_run, environment, Path(os.environ[RUN_FOLDER]), float(os.environ[DURATION]))
-
-
-def _run(environment: Environment, folder: Path, duration_s: float) -> None:
-    """Measure, then end Locust, also when the measuring fails."""
-    try:
-        _measure(environment, folder, duration_s)
-    finally:
-        environment.runner.quit()  # type: ignore[union-attr]
-
-
-def _measure(environment: Environment, folder: Path, duration_s: float) -> None:
-    """Measure for `duration_s` seconds from when all users have started.
-
-    Writes a JSON line a second to standard output, for whoever shows progress.
-    """
-    global _recorder
-    started = gevent.event.Event()
-    environment.events.spawning_complete.add_listener(lambda **_: started.set())
-    started.wait()
-    recorder = _recorder = Recorder(folder, [line.name for line in _traffic])
-    begin, cpu_before_s = time.monotonic(), time.process_time()
-    environment.events.quitting.add_listener(lambda **_: _finish(recorder, begin, cpu_before_s))
-    for second in range(1, math.ceil(duration_s)):
-        gevent.sleep(max(0.0, begin + second - time.monotonic()))
-        _tell(recorder.flush())
-    gevent.sleep(max(0.0, begin + duration_s - time.monotonic()))
-
-
-def _finish(recorder: Recorder, begin: float, cpu_before_s: float) -> None:
-    """Record what the last second held; requests that are cut off by the end of the run are not counted."""
-    global _recorder
-    _recorder = None
-    measured_s = time.monotonic() - begin
-    _tell({**recorder.flush(), "measured_s": measured_s, "cpu_s": time.process_time() - cpu_before_s})
-    recorder.close()
-
-
-def _tell(progress: dict[str, Any]) -> None:
-    sys.__stdout__.write(orjson.dumps(progress).decode() + "\n")  # type: ignore[union-attr]
-    sys.__stdout__.flush()  # type: ignore[union-attr]
+    recorder = Recorder(list(ModelUser.lines), open_loop=isinstance(profile, OpenLoop))
+    conductor = ModelUser.conductor = Conductor(environment, recorder)
+    if driven and not isinstance(environment.runner, WorkerRunner):
+        gevent.spawn(conductor.measure, duration_s)
+    elif not driven:
+        environment.events.test_start.add_listener(lambda **_: conductor.begin())
+        environment.events.test_stop.add_listener(lambda **_: conductor.end())

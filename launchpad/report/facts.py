@@ -44,6 +44,28 @@ class Facts:
         return [line for line, asked in models_of_lines(self.summary).items() if asked == model]
 
     @property
+    def loop(self) -> str:
+        """Say what latency counts from, and what that is worth."""
+        if self.summary["profile"]["loop"] == "open":
+            return "A request's latency counts from the time that it was due, whenever it was sent."
+        return (
+            "A request's latency counts from its sending. A closed loop slows down with its server, so its tail is no "
+            "promise for traffic that does not."
+        )
+
+    @property
+    def generator(self) -> str:
+        """Say what the load generator itself took part in the figures."""
+        health = self.summary["generator"]
+        said = [f"{health['processes']} process{'es' if health['processes'] > 1 else ''}"]
+        if health["cpu"] is not None:
+            said.append(f"at most {health['cpu']:.0%} of a core")
+        if health["send_lag_p99_ms"] is not None:
+            said.append(f"requests sent {health['send_lag_p99_ms']:.2f} ms late at p99")
+        said.append(f"limited the run: {health['why']}" if health["limited"] else "did not limit the run")
+        return ", ".join(said) + "."
+
+    @property
     def verdict(self) -> tuple[str, str]:
         """Return (`passed`, `failed` or `unjudged`, a sentence)."""
         if self.summary["status"] != "completed":

@@ -1,0 +1,163 @@
+"""Begins and ends the measuring of a Locust run, and carries what recorders kept to whoever keeps it for good.
+
+Driven by `invoke loadtest`, standard output carries a JSON line for each process and second; with workers, those of the
+workers come through the master by Locust's own messages, on this host or on others. Driven by hand, Locust's statistics
+and its web page are fed, and nothing else happens. Statistics are fed in bulk, once a second, not request by request.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import Any
+
+import gevent
+import gevent.event
+import orjson
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+from locust.stats import StatsEntry, StatsError, bucket_response_time
+
+from launchpad.loadtest.recorder import Recorder
+from launchpad.runfolder import FAILED, RESPONSE
+
+BEGIN, END, SECOND = "launchpad_begin", "launchpad_end", "launchpad_second"
+SHORT_S = 0.5
+"""Part of a second up to which it is counted with the second before."""
+GRACE_S = 5.0
+"""How long the master waits for the last seconds of its workers."""
+
+
+class Conductor:
+    """One in each process of a run. `begun` is set while requests are to be counted."""
+
+    def __init__(self, environment: Environment, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.begun = gevent.event.Event()
+        self._environment = environment
+        self._runner: Any = environment.runner
+        self._last: set[int] = set()
+        if isinstance(self._runner, WorkerRunner):
+            self._runner.register_message(BEGIN, lambda **_: self.begin())
+            self._runner.register_message(END, lambda **_: self.end())
+        elif isinstance(self._runner, MasterRunner):
+            self._runner.register_message(SECOND, lambda msg, **_: self._forward(msg.data))
+
+    @property
+    def worker(self) -> int:
+        """Number of this process among those that generate load, from 0."""
+        return max(0, self._runner.worker_index)
+
+    def measure(self, duration_s: float) -> None:
+        """Measure for a time from when all users have started, in this process or in all workers; then end Locust."""
+        started = gevent.event.Event()
+        self._environment.events.spawning_complete.add_listener(lambda **_: started.set())
+        started.wait()
+        self._everywhere(BEGIN, self.begin)
+        gevent.sleep(duration_s)
+        self._everywhere(END, self.end)
+        if isinstance(self._runner, MasterRunner):
+            self._await_last()
+        self._environment.process_exit_code = 0
+        self._runner.quit()
+
+    def begin(self) -> None:
+        """Count from now on. What is there by now stays for the run: the collector need not look at it again."""
+        gc.collect()
+        gc.freeze()
+        self.recorder.take()
+        self._clock = time.perf_counter(), time.process_time()
+        self._second = 0
+        self._ending = gevent.event.Event()
+        self.begun.set()
+        self._hand_over = gevent.spawn(self._hand_over_each_second)
+
+    def end(self) -> None:
+        """Count no more, and hand over what the last second held."""
+        if self.begun.is_set():
+            self.begun.clear()
+            self._ending.set()
+            self._hand_over.join()
+            self._deliver(last=True)
+
+    def _everywhere(self, message: str, own: Any) -> None:
+        if isinstance(self._runner, MasterRunner):
+            self._runner.send_message(message)
+        else:
+            own()
+
+    def _hand_over_each_second(self) -> None:
+        begin = self._clock[0]
+        while not self._ending.wait(max(0.0, begin + self._second + 1 - time.perf_counter())):
+            self._deliver(last=False)
+            self._second += 1
+
+    def _deliver(self, last: bool) -> None:
+        """Hand over the second that is ending; at the `last` the part of one, as its own or with the one before."""
+        wall, processor = self._clock
+        self._clock = time.perf_counter(), time.process_time()
+        length_s = self._clock[0] - wall
+        part: dict[str, Any] = {
+            "worker": self.worker,
+            "second": self._second - (1 if last and length_s < SHORT_S and self._second else 0),
+            "length_s": length_s,
+            "cpu": (self._clock[1] - processor) / length_s if length_s else 0.0,
+            "last": last,
+            "lines": self.recorder.take(),
+        }
+        if isinstance(self._runner, WorkerRunner):
+            self._runner.send_message(SECOND, part)
+        else:
+            tell(part)
+        self._feed(part["lines"])
+
+    def _forward(self, part: dict[str, Any]) -> None:
+        if part["last"]:
+            self._last.add(part["worker"])
+        tell(part)
+
+    def _await_last(self) -> None:
+        deadline = time.monotonic() + GRACE_S
+        while len(self._last) < self._runner.worker_count and time.monotonic() < deadline:
+            gevent.sleep(0.05)
+
+    def _feed(self, lines: dict[str, Any]) -> None:
+        """Add a second's counts to Locust's statistics."""
+        stats = self._environment.stats
+        for name, part in lines.items():
+            entry = _as_stats(stats, name, part)
+            if entry.num_requests:
+                stats.get(name, "POST").extend(entry)
+                stats.total.extend(entry)
+            for kind, _, many in part["failures"]:
+                error = stats.errors.setdefault(
+                    StatsError.create_key("POST", name, kind), StatsError("POST", name, kind)
+                )
+                error.occurrences += many
+            gevent.sleep(0)
+
+
+def _as_stats(stats: Any, name: str, part: dict[str, Any]) -> StatsEntry:
+    """Return a second's counts of a line as one of Locust's entries; its latencies are in whole ms."""
+    entry = StatsEntry(stats, name, "POST")
+    failures = sum(many for _, _, many in part["failures"])
+    now = time.time()
+    latencies = [*part["latencies"].get(RESPONSE, ()), *part["latencies"].get(FAILED, ())]
+    entry.num_requests, entry.num_failures, entry.last_request_timestamp = part["answered"] + failures, failures, now
+    entry.num_reqs_per_sec[int(now)] = entry.num_requests
+    entry.num_fail_per_sec[int(now)] = failures
+    for value, many in latencies:
+        entry.response_times[bucket_response_time(value / 1000)] += many
+    if latencies:
+        entry.total_response_time = sum(value * many for value, many in latencies) / 1000  # type: ignore[assignment]
+        entry.min_response_time = min(value for value, _ in latencies) / 1000  # type: ignore[assignment]
+        entry.max_response_time = max(value for value, _ in latencies) / 1000  # type: ignore[assignment]
+    return entry
+
+
+def tell(part: dict[str, Any]) -> None:
+    """Write a part to whoever started this process."""
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(orjson.dumps(part).decode() + "\n")
+    sys.__stdout__.flush()

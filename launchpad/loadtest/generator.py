@@ -1,0 +1,140 @@
+"""Runs Locust in processes of its own on a profile, and keeps what they measure in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launchpad import children
+from launchpad.layout import Layout
+from launchpad.loadtest.writer import RunWriter
+from launchpad.server import Server
+from launchpad.spec import ClosedLoop, Profile
+
+LOG = "locust.log"
+USER_CLASS = "DeclaredTraffic"
+LOAD, PROCESSES = "LAUNCHPAD_LOAD", "LAUNCHPAD_PROCESSES"
+GRACE_S = 60.0
+"""How much longer than declared a run may take, starting its users included, before it is ended."""
+
+Observe = Callable[[dict[str, Any]], bool]
+"""Told each part that a process hands over; False ends the run, which is complete then."""
+
+
+@dataclass
+class Ending:
+    """How a run came to its end.
+
+    measured_s: longest time that a process measured. cpu: {process: share of a core}, the largest of any second.
+    """
+
+    status: str = "completed"
+    why: str = ""
+    measured: dict[int, float] = field(default_factory=dict)
+    cpu: dict[int, float] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+
+    @property
+    def measured_s(self) -> float:
+        return max(self.measured.values(), default=0.0)
+
+    def note(self, part: dict[str, Any]) -> None:
+        worker = part["worker"]
+        self.measured[worker] = self.measured.get(worker, 0.0) + part["length_s"]
+        if part["length_s"] > 0.5:  # shorter ones say little of the processor
+            self.cpu[worker] = max(self.cpu.get(worker, 0.0), part["cpu"])
+        if part["last"]:
+            self.ended.add(worker)
+
+    def fail(self, why: str) -> None:
+        """Mark the run failed; the first reason stays."""
+        if self.status == "completed":
+            self.status, self.why = "failed", why
+
+
+def drive(
+    layout: Layout, server: Server, profile: Profile, processes: int, folder: Path, ending: Ending, observe: Observe
+) -> None:
+    """Put a profile's load on the server, and note in `ending` how that went. Locust does not outlive the call."""
+    writer = RunWriter(folder)
+    with (folder / LOG).open("wb") as log:
+        generator = _start(layout, profile, processes, log)
+        try:
+            _follow(generator, server, profile, writer, ending, observe)
+            generator.wait(timeout=GRACE_S)
+        finally:
+            _end(generator)
+            writer.close()
+    if len(ending.ended) < processes:
+        ending.fail(f"{processes - len(ending.ended)} of {processes} generator processes ended early; see {LOG}")
+    elif generator.returncode not in (0, -signal.SIGTERM):
+        ending.fail(f"Locust ended with exit code {generator.returncode}; see {LOG}")
+
+
+def _start(layout: Layout, profile: Profile, processes: int, log: Any) -> subprocess.Popen[str]:
+    closed = isinstance(profile, ClosedLoop)
+    users = profile.users if isinstance(profile, ClosedLoop) else processes
+    rate = profile.spawn_rate if isinstance(profile, ClosedLoop) else processes
+    command = [sys.executable, "-m", "locust", "-f", layout.relative(layout.locustfile), USER_CLASS, "--headless"]
+    command += [] if closed and profile.shape else [f"--users={users}", f"--spawn-rate={rate}"]
+    command += [f"--processes={processes}"] if processes > 1 else []
+    return subprocess.Popen(
+        [*command, "--stop-timeout=0", "--loglevel=WARNING", "--only-summary"],
+        cwd=layout.root,
+        env={**children.environment(), LOAD: profile.model_dump_json(), PROCESSES: str(processes)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+        preexec_fn=children.end_with_parent,
+    )
+
+
+def _follow(
+    generator: subprocess.Popen[str],
+    server: Server,
+    profile: Profile,
+    writer: RunWriter,
+    ending: Ending,
+    observe: Observe,
+) -> None:
+    """Keep what the generator hands over until it ends; end it early when the server dies or time runs out."""
+    deadline = time.monotonic() + profile.duration_s + GRACE_S
+    for part in _parts(generator):
+        writer.add(part["second"], part["lines"])
+        ending.note(part)
+        if not server.is_running:
+            ending.fail("the server ended in the middle of the run")
+        elif time.monotonic() > deadline:
+            ending.fail("the run took far longer than declared")
+        if not observe(part) or ending.status != "completed":
+            generator.send_signal(signal.SIGTERM)
+
+
+def _parts(generator: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    assert generator.stdout is not None
+    for text in generator.stdout:
+        with contextlib.suppress(ValueError):
+            part = json.loads(text)
+            if isinstance(part, dict) and "second" in part:
+                yield part
+
+
+def _end(generator: subprocess.Popen[str]) -> None:
+    """Let Locust hand over what it has, and make sure that it is gone."""
+    if generator.poll() is None:
+        generator.send_signal(signal.SIGTERM)
+        try:
+            generator.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            generator.kill()
+            generator.wait()
