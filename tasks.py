@@ -99,6 +99,44 @@ def loadtest(_: Invocation, dry_run: bool = False, profile: str = "", duration: 
     run(["loadtest"], dry_run, duration, profile=profile or None, processes=processes)
 
 
+@task(
+    help={
+        "model": "search for this model alone; the traffic of the profile unless given",
+        "signature": "signature of the model; its first unless given",
+        "protocol": "rest, rest_columns or grpc",
+        "p99": "latency to hold in ms; the declared objective unless given",
+        "profile": LOAD["profile"],
+        "processes": LOAD["processes"],
+    }
+)
+def capacity(
+    _: Invocation,
+    model: str = "",
+    signature: str = "",
+    protocol: str = "rest",
+    p99: float = 0,
+    profile: str = "",
+    processes: int = 1,
+) -> None:
+    """Find the highest rate of random arrivals at which p99 and the error rate hold."""
+    with reported():
+        from launchpad import pipeline
+        from launchpad.loadtest.probing import show
+
+        given = pipeline.context(ROOT, profile=profile or None, processes=processes)
+        with pipeline.locked(given):
+            show(given, model or None, signature or None, protocol, p99 or None)
+
+
+@task(positional=["before", "after"], help={"before": "a run id", "after": "another run id"})
+def compare(_: Invocation, before: str, after: str) -> None:
+    """Say which percentile moved between two runs, by how much, and whether that is noise."""
+    with reported():
+        from launchpad.loadtest.comparing import show
+
+        show(ROOT, before, after)
+
+
 @task(name="report", help={"dry_run": COMMON["dry_run"], "run_id": "the run to report on; the newest unless given"})
 def report_(_: Invocation, dry_run: bool = False, run_id: str = "") -> None:
     """Write reports/<run>/report.html and report.md."""

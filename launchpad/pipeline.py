@@ -6,7 +6,7 @@ import errno
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,11 +65,16 @@ def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:
     if dry_run:
         show_plan(names, given)
         return
-    with exclusive(given.layout.lock):
+    with locked(given):
         outcomes = _run_in_order(names, given)
     failures = [problem for _, outcome, _ in outcomes for problem in outcome.failures]
     if failures:
         raise GateFailed(failures)
+
+
+def locked(given: Context) -> AbstractContextManager[None]:
+    """Hold the checkout for the block; raises EnvironmentFault that names who holds it already."""
+    return exclusive(given.layout.lock)
 
 
 def show_plan(names: Sequence[str], given: Context) -> None:

@@ -38,6 +38,7 @@ class Conductor:
         self._environment = environment
         self._runner: Any = environment.runner
         self._last: set[int] = set()
+        self._over = False
         if isinstance(self._runner, WorkerRunner):
             self._runner.register_message(BEGIN, lambda **_: self.begin())
             self._runner.register_message(END, lambda **_: self.end())
@@ -54,13 +55,20 @@ class Conductor:
         started = gevent.event.Event()
         self._environment.events.spawning_complete.add_listener(lambda **_: started.set())
         started.wait()
+        self._environment.events.quitting.add_listener(lambda **_: self._end_everywhere())
         self._everywhere(BEGIN, self.begin)
         gevent.sleep(duration_s)
-        self._everywhere(END, self.end)
-        if isinstance(self._runner, MasterRunner):
-            self._await_last()
+        self._end_everywhere()
         self._environment.process_exit_code = 0
         self._runner.quit()
+
+    def _end_everywhere(self) -> None:
+        """End the measuring, once; what is measured till then is handed over."""
+        if not self._over:
+            self._over = True
+            self._everywhere(END, self.end)
+            if isinstance(self._runner, MasterRunner):
+                self._await_last()
 
     def begin(self) -> None:
         """Count from now on. What is there by now stays for the run: the collector need not look at it again."""

@@ -33,7 +33,8 @@ Observe = Callable[[dict[str, Any]], bool]
 class Ending:
     """How a run came to its end.
 
-    measured_s: longest time that a process measured. cpu: {process: share of a core}, the largest of any second.
+    measured: {process: seconds}. cpu: {process: share of a core}, the largest of any second. ended: processes that
+    measured to the end. held: requests that had to wait because all connections were taken.
     """
 
     status: str = "completed"
@@ -41,6 +42,7 @@ class Ending:
     measured: dict[int, float] = field(default_factory=dict)
     cpu: dict[int, float] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
+    held: int = 0
 
     @property
     def measured_s(self) -> float:
@@ -51,6 +53,7 @@ class Ending:
         self.measured[worker] = self.measured.get(worker, 0.0) + part["length_s"]
         if part["length_s"] > 0.5:  # shorter ones say little of the processor
             self.cpu[worker] = max(self.cpu.get(worker, 0.0), part["cpu"])
+        self.held += sum(line["held"] for line in part["lines"].values())
         if part["last"]:
             self.ended.add(worker)
 

@@ -2,7 +2,8 @@
 
 Three times of a request are known: when it was due, when it was sent, when its answer had come. Response time counts
 from due, service time from sent; the send lag between them is the generator's own. In a closed loop a request is due
-when its user gets round to it, so the three are one. Refused and wrong answers are counted by kind, their latencies
+when its user gets round to it, so the three are one. A request that was held back because all connections were taken
+has no send lag: it is the server that did not keep up, and its response time says so. Refused and wrong answers are counted by kind, their latencies
 apart from those of right answers.
 """
 
@@ -23,6 +24,7 @@ class _Line:
     latencies: dict[str, Counts] = field(default_factory=lambda: {RESPONSE: {}, SERVICE: {}, LAG: {}, FAILED: {}})
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     answered: int = 0
+    held: int = 0
 
 
 class Recorder:
@@ -33,14 +35,17 @@ class Recorder:
         self._open_loop = open_loop
         self._lines = {name: _Line() for name in lines}
 
-    def answered(self, line: str, due_ns: int, sent_ns: int, ended_ns: int) -> None:
-        """Count a right answer."""
+    def answered(self, line: str, due_ns: int, sent_ns: int, ended_ns: int, held: bool = False) -> None:
+        """Count a right answer. `held`: no connection was free when the request was due."""
         kept = self._lines[line]
         kept.answered += 1
         count(kept.latencies[RESPONSE], ended_ns - due_ns)
         if self._open_loop:
             count(kept.latencies[SERVICE], ended_ns - sent_ns)
-            count(kept.latencies[LAG], sent_ns - due_ns)
+            if held:
+                kept.held += 1
+            else:
+                count(kept.latencies[LAG], sent_ns - due_ns)
 
     def failed(self, line: str, kind: str, example: str, due_ns: int, ended_ns: int) -> None:
         """Count a failure of a kind (`HTTP 503`, `wrong answer`, ...), with an example of what came back."""
@@ -54,6 +59,7 @@ class Recorder:
         return {
             name: {
                 "answered": line.answered,
+                "held": line.held,
                 "failures": [[kind, example, many] for (kind, example), many in line.failures.items()],
                 "latencies": {kind: list(counts.items()) for kind, counts in line.latencies.items() if counts},
             }

@@ -34,7 +34,7 @@ class LoadTest(Stage):
 
     def run(self, context: Context) -> Outcome:
         server = Server.ready(context.layout)
-        _refuse_absent(server)
+        refuse_absent(server)
         name, profile = _profile(context)
         run_id = context.run or new_run()
         run = Run(
@@ -80,7 +80,7 @@ def _profile(context: Context) -> tuple[str, Profile]:
     return name, profile.model_copy(update={"duration_s": context.duration_s}) if context.duration_s else profile
 
 
-def _refuse_absent(server: Server) -> None:
+def refuse_absent(server: Server) -> None:
     client = RestClient(server.rest_url or "", timeout_s=5)
     try:
         for model in server.models:
@@ -133,7 +133,7 @@ def _summarise(context: Context, run: Run) -> dict[str, Any]:
         "configuration": run.server.content,
         "server": asdict(run.server),
         "machine": machine.describe(),
-        "generator": summary.generator_health(run.folder, run.processes, ending.cpu),
+        "generator": summary.generator_health(run.folder, run.processes, ending.cpu, ending.held),
         "warmup": _warmup(context.layout, run.server),
         "objectives": [gate.as_dict() for gate in gates],
         **measured,

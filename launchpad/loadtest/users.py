@@ -77,7 +77,9 @@ class ModelUser(User):
         chance = random.Random(f"{self.conductor.worker} {next(self.numbers)}")
         self._requests = _sequence([self.lines[line.line] for line in self.traffic], chance)
 
-    def _call(self, connection: Connection, line: Line, request: Request, due_ns: int) -> None:
+    def _call(
+        self, connection: Connection, line: Line, request: Request, due_ns: int, held: bool = False
+    ) -> None:
         """Send a request, wait for its answer, check it, count it."""
         recorder = self.conductor.recorder
         sent_ns = time.perf_counter_ns()
@@ -91,7 +93,7 @@ class ModelUser(User):
         if answer.kind:
             recorder.failed(line.name, answer.kind, answer.body.decode(errors="replace"), due_ns, ended_ns)
         elif request.is_right(answer.body):
-            recorder.answered(line.name, due_ns, sent_ns, ended_ns)
+            recorder.answered(line.name, due_ns, sent_ns, ended_ns, held)
         else:
             recorder.failed(line.name, "wrong answer", answer.body.decode(errors="replace"), due_ns, ended_ns)
 
@@ -147,14 +149,16 @@ class OpenLoopUser(ModelUser):
 
     def _serve(self, line: Line, request: Request, due_ns: int) -> None:
         """Send a request on an idle connection or a new one; then those that wait for one."""
+        held = False
         while True:
             idle = self._idle.setdefault(line.protocol, [])
             connection = idle.pop() if idle else traffic.connection(declared, line.protocol, TIMEOUT_S)
-            self._call(connection, line, request, due_ns)
+            self._call(connection, line, request, due_ns, held)
             idle.append(connection)
             if not self._waiting:
                 return
             line, request, due_ns = self._waiting.popleft()
+            held = True
 
 
 DeclaredLoop: type[ModelUser] = OpenLoopUser if isinstance(profile, OpenLoop) else ClosedLoopUser

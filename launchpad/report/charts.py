@@ -1,80 +1,30 @@
-"""The charts of a report as SVG. Ink is `currentColor`, so that a page sets it for light, dark and paper."""
+"""The charts of a report, each with what it shows in words."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-
+from launchpad import drawing
 from launchpad.report.facts import Facts
-
-INK = "#0a0b0c"
-SERIES = ["#2f81f7", "#e3742f", "#2da44e", "#a371f7", "#d4a72c", "#e5534b"]
-RED = "#cf222e"
-
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "launchpad",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def draw(facts: Facts) -> dict[str, tuple[str, str]]:
     """Return {name: (SVG, what it shows in words)} for the charts that the facts have data for."""
     charts = {}
     if facts.seconds:
-        charts["latency"] = _svg(_latency, facts, "Latency by second"), _latency_in_words(facts)
-        charts["throughput"] = _svg(_throughput, facts, "Answers by second"), _throughput_in_words(facts)
+        charts["latency"] = drawing.svg(_latency, facts, "Latency by second"), _latency_in_words(facts)
+        charts["throughput"] = drawing.svg(_throughput, facts, "Answers by second"), _throughput_in_words(facts)
     if facts.percentiles:
-        charts["percentiles"] = _svg(_percentiles, facts, "Latency by percentile"), _percentiles_in_words(facts)
+        charts["percentiles"] = drawing.svg(_percentiles, facts, "Latency by percentile"), _percentiles_in_words(facts)
     if facts.summary["warmup"]:
-        charts["warmup"] = _svg(_warmup, facts, "First request against steady state"), _warmup_in_words(facts)
+        charts["warmup"] = drawing.svg(_warmup, facts, "First request against steady state"), _warmup_in_words(facts)
     return charts
 
 
-def _svg(plot: Callable[[Axes, Facts], None], facts: Facts, title: str) -> str:
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.4), layout="constrained")
-        plot(axes, facts)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=24)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=4, fontsize=9, handlelength=1.2)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
-
-
-def _latency(axes: Axes, facts: Facts) -> None:
+def _latency(axes: Any, facts: Facts) -> None:
     seconds = [second.second for second in facts.seconds]
-    for label, color in zip(("p50", "p95", "p99"), SERIES, strict=False):
+    for label, color in zip(("p50", "p95", "p99"), drawing.SERIES, strict=False):
         values = [getattr(second, f"{label}_ms") for second in facts.seconds]
         axes.plot(seconds, [math.nan if value is None else value for value in values], color=color, label=label)
     _objective(axes, facts)
@@ -82,12 +32,12 @@ def _latency(axes: Axes, facts: Facts) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _objective(axes: Axes, facts: Facts) -> None:
+def _objective(axes: Any, facts: Facts) -> None:
     """Draw the p99 objective where it is near enough to the data to be of use."""
     limits = [gate.limit for gate in facts.gates if gate.name.startswith("p99") and gate.limit]
     highest = axes.get_ylim()[1]
     if limits and limits[0] < 3 * highest:
-        axes.axhline(limits[0], color=RED, linestyle="--", linewidth=1, label="objective for p99")
+        axes.axhline(limits[0], color=drawing.RED, linestyle="--", linewidth=1, label="objective for p99")
 
 
 def _latency_in_words(facts: Facts) -> str:
@@ -95,14 +45,14 @@ def _latency_in_words(facts: Facts) -> str:
     return f"Over the run p50 was {totals['p50_ms']} ms, p95 {totals['p95_ms']} ms, p99 {totals['p99_ms']} ms."
 
 
-def _throughput(axes: Axes, facts: Facts) -> None:
+def _throughput(axes: Any, facts: Facts) -> None:
     seconds = [second.second for second in facts.seconds]
     names = list(facts.seconds[0].by_model)
     stacks = [[second.by_model[name] for second in facts.seconds] for name in names]
-    axes.stackplot(seconds, *stacks, labels=names, colors=SERIES, alpha=0.75)
+    axes.stackplot(seconds, *stacks, labels=names, colors=drawing.SERIES, alpha=0.75)
     failures = [second.failures for second in facts.seconds]
     if any(failures):
-        axes.plot(seconds, failures, color=RED, label="failures")
+        axes.plot(seconds, failures, color=drawing.RED, label="failures")
     axes.set(xlabel="seconds of the run", ylabel="requests/s")
     axes.set_ylim(bottom=0)
 
@@ -112,10 +62,10 @@ def _throughput_in_words(facts: Facts) -> str:
     return f"{totals['throughput_rps']} right answers a second on average, {totals['failures']} failures in all."
 
 
-def _percentiles(axes: Axes, facts: Facts) -> None:
+def _percentiles(axes: Any, facts: Facts) -> None:
     """Draw latency over the percentile, the tail stretched: the axis is -log10(1 - percentile)."""
     ticks = [50, 90, 99, 99.9, 99.99]
-    for (name, points), color in zip(facts.percentiles.items(), SERIES, strict=False):
+    for (name, points), color in zip(facts.percentiles.items(), drawing.SERIES, strict=False):
         axes.plot([_tail(p) for p, _ in points], [value for _, value in points], color=color, label=name)
     axes.set_xticks([_tail(tick) for tick in ticks], [f"p{tick:g}" for tick in ticks])
     axes.set(xlabel="percentile", ylabel="ms")
@@ -131,17 +81,21 @@ def _percentiles_in_words(facts: Facts) -> str:
     return "; ".join(said) + "."
 
 
-def _warmup(axes: Axes, facts: Facts) -> None:
+def _warmup(axes: Any, facts: Facts) -> None:
     rows = [row for row in facts.summary["warmup"] if row["first_ms"] and row["steady_ms"]]
     places = range(len(rows))
     axes.barh(
-        [place - 0.2 for place in places], [row["first_ms"] for row in rows], 0.38, color=SERIES[1], label="first"
+        [place - 0.2 for place in places],
+        [row["first_ms"] for row in rows],
+        0.38,
+        color=drawing.SERIES[1],
+        label="first",
     )
     axes.barh(
         [place + 0.2 for place in places],
         [row["steady_ms"] for row in rows],
         0.38,
-        color=SERIES[0],
+        color=drawing.SERIES[0],
         label="steady median",
     )
     axes.set_yticks(list(places), [f"{row['model']} {row['signature']} {row['protocol']}" for row in rows], fontsize=7)

@@ -62,6 +62,8 @@ class Facts:
             said.append(f"at most {health['cpu']:.0%} of a core")
         if health["send_lag_p99_ms"] is not None:
             said.append(f"requests sent {health['send_lag_p99_ms']:.2f} ms late at p99")
+        if health["held"]:
+            said.append(f"{health['held']:,} requests waited for a free connection")
         said.append(f"limited the run: {health['why']}" if health["limited"] else "did not limit the run")
         return ", ".join(said) + "."
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launchpad import files
+from launchpad import drawing, files
 from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.layout import Layout
 from launchpad.runfolder import SUMMARY
 from launchpad.stage import Context, Outcome, Plan, Stage
-
-PAPER_INK = "#6e7781"
-"""Ink of the charts beside report.md, readable on light and dark pages."""
 
 
 class Report(Stage):
@@ -52,7 +49,7 @@ def write(layout: Layout, run: str, folder: Path) -> None:
     new = files.staged(folder)
     new.mkdir()
     for name, (svg, _) in drawn.items():
-        files.write_text(new / f"{name}.svg", svg.replace("currentColor", PAPER_INK))
+        files.write_text(new / f"{name}.svg", drawing.on_paper(svg))
     for template in ("report.html", "report.md"):
         files.write_text(new / template, _render(f"{template}.j2", facts=gathered, charts=drawn))
     files.publish(folder)

@@ -1,0 +1,190 @@
+"""`invoke capacity`: the capacity search against the launched server, with its evidence in a run folder."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launchpad import console, drawing, files, machine
+from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
+from launchpad.loadtest import generator, summary
+from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
+from launchpad.loadtest.stage import new_run, refuse_absent
+from launchpad.loadtest.summary import generator_health
+from launchpad.server import Server
+from launchpad.spec import OpenLoop, Traffic
+from launchpad.stage import Context, Stopwatch
+
+CAPACITY = "capacity.json"
+CHART = "capacity.svg"
+PROBE_S = 12.0
+"""Longest a probe lasts; most are clear sooner."""
+START_RPS = 200.0
+TIME_LIMIT_S = 240.0
+
+
+@dataclass
+class _Observer:
+    """Counts a probe's misses as its seconds come in, and ends it when they are clear.
+
+    The first second, in which connections are opened, does not count.
+    """
+
+    objective_us: float
+    misses: Misses = field(default_factory=Misses)
+
+    def __call__(self, part: dict[str, Any]) -> bool:
+        if part["second"] == 0 or part["last"]:
+            return True
+        sent = missed = 0
+        for line in part["lines"].values():
+            failures = sum(many for _, _, many in line["failures"])
+            late = sum(many for value, many in line["latencies"].get("response", ()) if value > self.objective_us)
+            sent += line["answered"] + failures
+            missed += late + failures
+        if sent:
+            self.misses.seconds.append((sent, missed))
+        return self.misses.clear is None
+
+
+def traffic_of(context: Context, model: str | None, signature: str | None, protocol: str) -> tuple[Traffic, ...]:
+    """Return the traffic to search with: one model's signature, or without a model that of the default profile.
+
+    Raises DeclarationError for a model or signature that is not declared.
+    """
+    pipeline = context.declaration.pipeline
+    if model is None:
+        return pipeline.traffic(pipeline.loadtest.profiles[context.profile or pipeline.loadtest.profile])
+    if model not in pipeline.models:
+        raise DeclarationError(f"there is no model {model!r}", fix=f"declared: {', '.join(pipeline.models)}")
+    known = pipeline.models[model].signatures
+    signature = signature or next(iter(known))
+    if signature not in known:
+        raise DeclarationError(f"{model} has no signature {signature!r}", fix=f"declared: {', '.join(known)}")
+    return (Traffic(model=model, signature=signature, protocol=protocol),)  # type: ignore[arg-type]
+
+
+def measure(context: Context, traffic: tuple[Traffic, ...], p99_ms: float) -> tuple[Capacity, Path]:
+    """Search the capacity for some traffic; return it and the folder of its evidence.
+
+    Raises EnvironmentFault if the server does not answer or ends, GateFailed if no rate holds or the load generator
+    was in the way.
+    """
+    server = Server.ready(context.layout)
+    refuse_absent(server)
+    run = new_run()
+    folder = context.layout.results(run)
+    folder.mkdir(parents=True)
+    clock = Stopwatch()
+    probes: list[Probe] = []
+    with console.progress("capacity") as advance:
+
+        def probe(rate: float) -> Probe:
+            advance(min(clock.seconds, TIME_LIMIT_S), TIME_LIMIT_S)
+            result = _probe(context, server, traffic, rate, p99_ms, folder / "probes" / f"{len(probes):02d}")
+            probes.append(result)
+            return result
+
+        found = search(probe, START_RPS)
+    _keep(context, server, run, traffic, p99_ms, found, folder, clock.seconds)
+    if found.limited:
+        raise GateFailed(f"the load generator is the bottleneck: {found.limited}", f"run {run}", "use --processes")
+    if found.low_rps is None:
+        least = found.probes[-1].rate_rps
+        raise GateFailed(f"no rate holds p99 of {p99_ms:g} ms, not even {least:g} requests/s", f"run {run}")
+    return found, folder
+
+
+def _probe(
+    context: Context, server: Server, traffic: tuple[Traffic, ...], rate: float, p99_ms: float, folder: Path
+) -> Probe:
+    folder.mkdir(parents=True)
+    profile = OpenLoop(loop="open", rate_rps=rate, duration_s=PROBE_S, traffic=traffic, seed=int(rate))
+    observer, ending = _Observer(p99_ms * 1000), generator.Ending()
+    generator.drive(context.layout, server, profile, context.processes, folder, ending, observer)
+    if ending.status != "completed":
+        raise EnvironmentFault(ending.why, context.layout.relative(folder))
+    measured = summary.of_folder(folder, {line.line: line.model for line in traffic}, ending.measured_s)["totals"]
+    health = generator_health(folder, context.processes, ending.cpu, ending.held)
+    low, high = observer.misses.interval()
+    return Probe(
+        rate_rps=round(rate, 1),
+        measured_s=round(ending.measured_s, 1),
+        sent=observer.misses.sent,
+        share=observer.misses.share,
+        low=low,
+        high=high,
+        p50_ms=measured["p50_ms"],
+        p99_ms=measured["p99_ms"],
+        limited=health["why"],
+    )
+
+
+def _keep(
+    context: Context,
+    server: Server,
+    run: str,
+    traffic: tuple[Traffic, ...],
+    p99_ms: float,
+    found: Capacity,
+    folder: Path,
+    seconds: float,
+) -> None:
+    document = {
+        "run": run,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "objective": {"p99_ms": p99_ms},
+        "capacity_rps": found.low_rps,
+        "interval_rps": [found.low_rps, found.high_rps],
+        "limited": found.limited,
+        "seconds": round(seconds, 1),
+        "traffic": [line.model_dump(mode="json") for line in traffic],
+        "configuration": server.content,
+        "server": asdict(server),
+        "machine": machine.describe(),
+        "probes": [asdict(probe) for probe in found.probes],
+    }
+    files.write_json(folder / CAPACITY, document)
+    files.write_text(folder / CHART, drawing.on_paper(drawing.svg(_chart, (found, p99_ms), "Latency by rate")))
+
+
+def _chart(axes: Any, drawn: tuple[Capacity, float]) -> None:
+    found, p99_ms = drawn
+    probes = sorted((probe for probe in found.probes if probe.p99_ms), key=lambda probe: probe.rate_rps)
+    rates = [probe.rate_rps for probe in probes]
+    for label, values in (("p50", [p.p50_ms for p in probes]), ("p99", [p.p99_ms for p in probes])):
+        axes.plot(rates, values, marker="o", markersize=3, label=label)
+    axes.axhline(p99_ms, color=drawing.RED, linestyle="--", linewidth=1, label="objective for p99")
+    if found.low_rps and found.high_rps:
+        axes.axvspan(found.low_rps, found.high_rps, alpha=0.2, label="capacity")
+    axes.set(xlabel="requests/s due", ylabel="ms", xscale="log", yscale="log")
+
+
+def show(context: Context, model: str | None, signature: str | None, protocol: str, p99_ms: float | None) -> None:
+    """Search, and print every probe and what was found. Raises DeclarationError without an objective."""
+    objective = p99_ms or context.declaration.pipeline.objectives.p99_ms
+    if objective is None:
+        raise DeclarationError(
+            "no p99 to hold", context.declaration.where("objectives"), "declare p99_ms or give --p99"
+        )
+    found, folder = measure(context, traffic_of(context, model, signature, protocol), objective)
+    columns = ("rate /s", "seconds", "requests", "missed", "95 % interval", "p50 ms", "p99 ms", "")
+    rows = [
+        (
+            f"{probe.rate_rps:,.0f}",
+            f"{probe.measured_s:.1f}",
+            f"{probe.sent:,}",
+            f"{probe.share:.2%}",
+            f"{probe.low:.2%} to {probe.high:.2%}",
+            probe.p50_ms,
+            probe.p99_ms,
+            "holds" if probe.holds else "does not hold",
+        )
+        for probe in found.probes
+    ]
+    console.table("Probes", columns, rows, right=columns[:-1])
+    above = f", {found.high_rps:,.0f} does not" if found.high_rps else ""
+    console.say(f"capacity: {found.low_rps:,.0f} requests/s hold p99 of {objective:g} ms{above}", "bold")
+    console.say(f"  {context.layout.relative(folder)}")
