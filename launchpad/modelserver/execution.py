@@ -117,7 +117,7 @@ class DirectRunner:
         """Run on `values` before `deadline` (monotonic clock) and tell `done`."""
         size = magnitude(values)
         if self._times.expects_short(size):
-            outcome, seconds = self._timed(lambda: self._step.run_in_caller(values))
+            outcome, seconds = self._timed(self._step.run_in_caller, values)
             self._times.add(size, seconds)
             done(outcome)
         else:
@@ -131,16 +131,18 @@ class DirectRunner:
         """Nothing more will be submitted."""
 
     def _on_worker(self, values: Sequence[Tensor], size: int, deadline: float | None, done: Done) -> None:
-        outcome, seconds = self._timed(lambda: self._step.run(values, remaining_ms(deadline)))
+        outcome, seconds = self._timed(lambda inputs: self._step.run(inputs, remaining_ms(deadline)), values)
         self._times.add(size, seconds)
         self._loop.call_soon_threadsafe(done, outcome)
 
     @staticmethod
-    def _timed(run: Callable[[], list[Tensor]]) -> tuple[Outcome, float]:
+    def _timed(
+        run: Callable[[Sequence[Tensor]], list[Tensor]], values: Sequence[Tensor]
+    ) -> tuple[Outcome, float]:
         started = perf_counter()
         outcome: Outcome
         try:
-            outcome = run()
+            outcome = run(values)
         except ServingError as error:
             outcome = error
         return outcome, perf_counter() - started

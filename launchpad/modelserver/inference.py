@@ -246,7 +246,7 @@ def _one_shot(
 
 def _bind_inputs(signature: Signature, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a request by their names in the graph, defaults filled in."""
-    defaults = signature.definition.defaults
+    defaults = signature.defaults
     required = signature.inputs
     if len(tensors) > len(required) or (len(tensors) < len(required) and not defaults):
         sent = ",".join(sorted(tensors))
@@ -271,8 +271,10 @@ def _bind_inputs(signature: Signature, tensors: Mapping[str, Tensor]) -> dict[st
     return feeds
 
 
-def _bind_outputs(signature: Signature, output_filter: Sequence[str]) -> dict[str, str]:
+def _bind_outputs(signature: Signature, output_filter: Sequence[str]) -> Mapping[str, str]:
     """The names in the graph of the outputs wanted, by the names that clients use."""
+    if not output_filter:
+        return signature.all_outputs
     fetches: dict[str, str] = {}
     for alias in output_filter:
         if alias not in signature.outputs:
@@ -283,7 +285,7 @@ def _bind_outputs(signature: Signature, output_filter: Sequence[str]) -> dict[st
         if alias in fetches:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
         fetches[alias] = signature.outputs[alias].name
-    return fetches or {alias: info.name for alias, info in signature.outputs.items()}
+    return fetches
 
 
 def _required(servable: Servable, name: str, complaint: str) -> Signature:

@@ -115,18 +115,26 @@ def _quick_document(document: Any, body: bytes, lookup: Lookup) -> PredictInputs
 
 
 def _quick_numbers(values: Any, dtype: int, body: bytes) -> Tensor | None:
-    """A regular nest of lists of numbers. Its regularity shows in the document's brackets and commas alone."""
+    """A regular nest of lists of numbers.
+
+    Its regularity shows in the document's brackets and commas alone: where each list but the innermost has one
+    element, in the number of brackets, else in all of them.
+    """
     shape, inner = [len(values)], values[0]
     while isinstance(inner, simdjson.Array):
         shape.append(len(inner))
         inner = inner[0]
-    if body.translate(None, _NOT_STRUCTURE).strip(b",") != _structure(tuple(shape)):
+    if body.count(b"[") != len(shape) and not _is_regular(body, tuple(shape)):
         return None
     buffer_type, parsed, stored = _BUFFERS[dtype]
     flat = np.frombuffer(values.as_buffer(of_type=buffer_type), parsed)
     if len(flat) != prod(shape):
         return None
     return Tensor(dtype, tuple(shape), flat.astype(stored).tobytes())
+
+
+def _is_regular(body: bytes, shape: Shape) -> bool:
+    return body.translate(None, _NOT_STRUCTURE).strip(b",") == _structure(shape)
 
 
 @lru_cache(maxsize=64)

@@ -182,8 +182,8 @@ def decimals(values: Sequence[float], *, single: bool) -> list[str]:
     if not count:
         return []
     numbers = tuple(values)
-    short = (_format("%.6g", count) % numbers).split()
-    full = (_format("%.9g" if single else "%.17g", count) % numbers).split()
+    both = (_formats("%.9g" if single else "%.17g", count) % (numbers + numbers)).split()
+    short, full = both[:count], both[count:]
     back = array("f" if single else "d", map(float, short))
     exact = list(map(eq, back, numbers))
     texts = full
@@ -195,8 +195,9 @@ def decimals(values: Sequence[float], *, single: bool) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _format(each: str, count: int) -> str:
-    return " ".join([each] * count)
+def _formats(full: str, count: int) -> str:
+    """The format of `count` numbers, first in short and then in full."""
+    return " ".join(["%.6g"] * count + [full] * count)
 
 
 def _decimal(digits: str) -> str:

@@ -281,7 +281,7 @@ def _dims_type(rank: int) -> Any:
 
 def _allocate(api: Any, dtype: int, shape: Shape, length: int) -> tuple[int, int]:
     """A new C tensor and the address of its elements."""
-    if len(shape) > _MAX_RANK or prod(filter(None, shape)) > _MAX_ELEMENTS:
+    if len(shape) > _MAX_RANK or (0 in shape and prod(filter(None, shape)) > _MAX_ELEMENTS):
         raise invalid_argument(f"Tensor of rank {len(shape)} has too many dimensions or elements")
     tensor = api.TF_AllocateTensor(dtype, _dims_type(len(shape))(*shape), len(shape), length)
     if not tensor:

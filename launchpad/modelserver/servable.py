@@ -37,6 +37,10 @@ class Signature:
     """Names of all input tensors, sorted."""
     fetches: tuple[str, ...]
     """Names of all output tensors, sorted."""
+    all_outputs: Mapping[str, str]
+    """The name in the graph of each output."""
+    defaults: Mapping[str, Any]
+    """TensorProto messages for the inputs that a request may leave out."""
 
     @classmethod
     def from_definition(cls, name: str, definition: Any) -> Signature:
@@ -51,6 +55,8 @@ class Signature:
             {alias: info.dtype for alias, info in inputs.items()},
             tuple(sorted({info.name for info in inputs.values()})),
             tuple(sorted({info.name for info in outputs.values()})),
+            {alias: info.name for alias, info in outputs.items()},
+            dict(definition.defaults),
         )
 
 
