@@ -1,8 +1,7 @@
 """Begins and ends the measuring of a Locust run, and carries what recorders kept to whoever keeps it for good.
 
-Driven by `invoke loadtest`, standard output carries a JSON line for each process and second; with workers, those of the
-workers come through the master by Locust's own messages, on this host or on others. Driven by hand, Locust's statistics
-and its web page are fed, and nothing else happens. Statistics are fed in bulk, once a second, not request by request.
+With workers, theirs come to the master by Locust's own messages, on this host or on others. Locust's statistics are fed
+in bulk, once a second, not request by request.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -30,10 +30,14 @@ GRACE_S = 5.0
 
 
 class Conductor:
-    """One in each process of a run. `begun` is set while requests are to be counted."""
+    """One in each process of a run. `begun` is set while requests are to be counted.
 
-    def __init__(self, environment: Environment, recorder: Recorder) -> None:
+    keep: takes what each process handed over, in the process that runs alone or is the master.
+    """
+
+    def __init__(self, environment: Environment, recorder: Recorder, keep: Callable[[dict[str, Any]], None]) -> None:
         self.recorder = recorder
+        self._keep = keep
         self.begun = gevent.event.Event()
         self._environment = environment
         self._runner: Any = environment.runner
@@ -43,7 +47,7 @@ class Conductor:
             self._runner.register_message(BEGIN, lambda **_: self.begin())
             self._runner.register_message(END, lambda **_: self.end())
         elif isinstance(self._runner, MasterRunner):
-            self._runner.register_message(SECOND, lambda msg, **_: self._forward(msg.data))
+            self._runner.register_message(SECOND, lambda msg, **_: self._receive(msg.data))
 
     @property
     def worker(self) -> int:
@@ -117,13 +121,13 @@ class Conductor:
         if isinstance(self._runner, WorkerRunner):
             self._runner.send_message(SECOND, part)
         else:
-            tell(part)
+            self._receive(part)
         self._feed(part["lines"])
 
-    def _forward(self, part: dict[str, Any]) -> None:
+    def _receive(self, part: dict[str, Any]) -> None:
         if part["last"]:
             self._last.add(part["worker"])
-        tell(part)
+        self._keep(part)
 
     def _await_last(self) -> None:
         deadline = time.monotonic() + GRACE_S

@@ -3,8 +3,8 @@
 Three times of a request are known: when it was due, when it was sent, when its answer had come. Response time counts
 from due, service time from sent; the send lag between them is the generator's own. In a closed loop a request is due
 when its user gets round to it, so the three are one. A request that was held back because all connections were taken
-has no send lag: it is the server that did not keep up, and its response time says so. Refused and wrong answers are counted by kind, their latencies
-apart from those of right answers.
+has no send lag: it is the server that did not keep up, and its response time says so. Refused and wrong answers are
+counted by kind, their latencies apart from those of right answers.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ more than SEND_LAG_SHARE of the response time at p99."""
 def generator_health(folder: Path, processes: int, cpu: dict[int, float], held: int) -> dict[str, Any]:
     """Return what the generator itself took part in the figures: {cpu, send lag, whether it limited the run, why}.
 
-    cpu: {process: largest share of a core in any second}. held: requests that waited for a connection. Send lag is known in open loops only.
+    cpu: {process: largest share of a core in any second}. held: requests that waited for a connection. Send lag is
+    known in open loops only.
     """
     lag, response = runfolder.histogram(), runfolder.histogram()
     for kind, whole in ((runfolder.LAG, lag), (runfolder.RESPONSE, response)):

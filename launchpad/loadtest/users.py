@@ -27,12 +27,13 @@ from pydantic import TypeAdapter
 from launchpad import declaration
 from launchpad.errors import LaunchpadError
 from launchpad.loadtest import arrivals, shapes, traffic
-from launchpad.loadtest.conductor import Conductor
+from launchpad.loadtest.conductor import Conductor, tell
 from launchpad.loadtest.connections import Connection, NoAnswer
 from launchpad.loadtest.generator import LOAD, PROCESSES
 from launchpad.loadtest.pacer import Pacer
 from launchpad.loadtest.recorder import Recorder
 from launchpad.loadtest.traffic import Line, Request
+from launchpad.loadtest.webpage import LatencyTab
 from launchpad.spec import ClosedLoop, OpenLoop, Profile, Traffic
 
 PROFILE = "LAUNCHPAD_PROFILE"
@@ -77,9 +78,7 @@ class ModelUser(User):
         chance = random.Random(f"{self.conductor.worker} {next(self.numbers)}")
         self._requests = _sequence([self.lines[line.line] for line in self.traffic], chance)
 
-    def _call(
-        self, connection: Connection, line: Line, request: Request, due_ns: int, held: bool = False
-    ) -> None:
+    def _call(self, connection: Connection, line: Line, request: Request, due_ns: int, held: bool = False) -> None:
         """Send a request, wait for its answer, check it, count it."""
         recorder = self.conductor.recorder
         sent_ns = time.perf_counter_ns()
@@ -209,9 +208,17 @@ def _prepare(environment: Environment, **_: Any) -> None:
     except LaunchpadError as error:
         sys.exit(str(error))
     recorder = Recorder(list(ModelUser.lines), open_loop=isinstance(profile, OpenLoop))
-    conductor = ModelUser.conductor = Conductor(environment, recorder)
+    tab = LatencyTab(environment) if environment.web_ui else None
+    keep = tell if driven else (lambda part: tab.add(part["lines"]) if tab else None)
+    conductor = ModelUser.conductor = Conductor(environment, recorder, keep)
     if driven and not isinstance(environment.runner, WorkerRunner):
         gevent.spawn(conductor.measure, duration_s)
     elif not driven:
-        environment.events.test_start.add_listener(lambda **_: conductor.begin())
+        environment.events.test_start.add_listener(lambda **_: _start_by_hand(conductor, tab))
         environment.events.test_stop.add_listener(lambda **_: conductor.end())
+
+
+def _start_by_hand(conductor: Conductor, tab: LatencyTab | None) -> None:
+    if tab:
+        tab.reset()
+    conductor.begin()
