@@ -64,9 +64,7 @@ class BatchingOptions:
         if self.max_batch_size <= 0:
             raise invalid_argument(f"max_batch_size must be positive; was {self.max_batch_size}")
         if self.batch_timeout_micros < 0:
-            raise invalid_argument(
-                f"batch_timeout_micros must be non-negative; was {self.batch_timeout_micros}"
-            )
+            raise invalid_argument(f"batch_timeout_micros must be non-negative; was {self.batch_timeout_micros}")
         if self.enable_large_batch_splitting and self.max_batch_size < self.execution_limit:
             raise invalid_argument(
                 "When enable_large_batch_splitting is true, input_batch_size_limit must be greater than or "
@@ -380,9 +378,7 @@ class BatchRunner:
         result = BatchResult([], dequeued)
         try:
             if latest <= dequeued:
-                raise ServingError(
-                    Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue"
-                )
+                raise ServingError(Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
             result.padded_size = self.queue.options.padded(batch.size)
             merged = self._merge(batch, result.padded_size)
             result.ran = True
@@ -413,9 +409,7 @@ class BatchRunner:
         first = parts[0]
         for part in parts:
             if part.dtype != first.dtype:
-                raise ServingError(
-                    Code.INTERNAL, "Tensor concat operation failed: tensors have different types"
-                )
+                raise ServingError(Code.INTERNAL, "Tensor concat operation failed: tensors have different types")
             if part.shape[1:] != first.shape[1:] and not self.queue.options.pad_variable_length_inputs:
                 raise ServingError(
                     Code.FAILED_PRECONDITION,
@@ -471,4 +465,3 @@ def _pad_all(parts: Sequence[Tensor]) -> list[Tensor]:
         raise invalid_argument("Tensors of one batch must have the same number of dimensions")
     largest = tuple(map(max, zip(*[part.shape[1:] for part in parts], strict=True)))
     return [pad(part, (part.shape[0], *largest)) for part in parts]
-

@@ -128,9 +128,7 @@ def batch_threads(options: Options) -> BatchThreads:
     message = _batching_message(options.batching_parameters_file)
     count = message.num_batch_threads.value if message.HasField("num_batch_threads") else schedulable_cpus()
     if count < 1:
-        raise ConfigError(
-            f"{options.batching_parameters_file}: num_batch_threads must be positive; was {count}"
-        )
+        raise ConfigError(f"{options.batching_parameters_file}: num_batch_threads must be positive; was {count}")
     return BatchThreads(count, message.thread_pool_name.value)
 
 
@@ -244,4 +242,3 @@ def _load_key_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
-

@@ -136,9 +136,7 @@ class DirectRunner:
         self._loop.call_soon_threadsafe(done, outcome)
 
     @staticmethod
-    def _timed(
-        run: Callable[[Sequence[Tensor]], list[Tensor]], values: Sequence[Tensor]
-    ) -> tuple[Outcome, float]:
+    def _timed(run: Callable[[Sequence[Tensor]], list[Tensor]], values: Sequence[Tensor]) -> tuple[Outcome, float]:
         started = perf_counter()
         outcome: Outcome
         try:

@@ -88,9 +88,7 @@ class Options:
     tensorflow_session_config_file: str = _flag(
         "", "ConfigProto in text format on which the sessions' options are based."
     )
-    tensorflow_intra_op_parallelism: int = _flag(
-        0, "Threads that one operation may use; 0 lets TensorFlow choose."
-    )
+    tensorflow_intra_op_parallelism: int = _flag(0, "Threads that one operation may use; 0 lets TensorFlow choose.")
     tensorflow_inter_op_parallelism: int = _flag(
         0, "Operations that may run at the same time; 0 lets TensorFlow choose."
     )
@@ -104,36 +102,24 @@ class Options:
     )
     saved_model_tags: str = _flag("serve", "Comma-separated tags of the MetaGraphDef to load.")
     grpc_channel_arguments: str = _flag("", "Comma-separated key=value arguments of the gRPC server.")
-    grpc_max_threads: int = _flag(
-        4 * schedulable_cpus(), "gRPC calls worked on at once; further ones are refused."
-    )
+    grpc_max_threads: int = _flag(4 * schedulable_cpus(), "gRPC calls worked on at once; further ones are refused.")
     enable_model_warmup: bool = _flag(True, "Replays a version's warmup requests before it is available.")
-    num_request_iterations_for_warmup: int = _flag(
-        0, "How often each warmup request is replayed; used if above 0."
-    )
+    num_request_iterations_for_warmup: int = _flag(0, "How often each warmup request is replayed; used if above 0.")
     version: bool = _flag(False, "Prints the version and exits.")
     monitoring_config_file: str = _flag("", "MonitoringConfig in text format: turns the metrics page on.")
     remove_unused_fields_from_bundle_metagraph: bool = _flag(
         True, "Drops the parts of a MetaGraphDef that serving does not use."
     )
-    prefer_tflite_model: bool = _flag(
-        False, "Serves model.tflite where a version has one.", supported=False
-    )
+    prefer_tflite_model: bool = _flag(False, "Serves model.tflite where a version has one.", supported=False)
     num_tflite_pools: int = _flag(
         schedulable_cpus(), "TensorFlow Lite interpreter pools of a session.", supported=False
     )
-    num_tflite_interpreters_per_pool: int = _flag(
-        1, "TensorFlow Lite interpreters of a pool.", supported=False
-    )
+    num_tflite_interpreters_per_pool: int = _flag(1, "TensorFlow Lite interpreters of a pool.", supported=False)
     enable_signature_method_name_check: bool = _flag(
         False, "Insists on the method name of a signature for classify and regress."
     )
-    xla_cpu_compilation_enabled: bool = _flag(
-        False, "Lets XLA compile clusters for the CPU.", supported=False
-    )
-    xla_gpu_compilation_enabled: bool = _flag(
-        False, "Lets XLA compile clusters for CPU and GPU.", supported=False
-    )
+    xla_cpu_compilation_enabled: bool = _flag(False, "Lets XLA compile clusters for the CPU.", supported=False)
+    xla_gpu_compilation_enabled: bool = _flag(False, "Lets XLA compile clusters for CPU and GPU.", supported=False)
     enable_profiler: bool = _flag(True, "Offers the profiler service.", supported=False)
     thread_pool_factory_config_file: str = _flag(
         "", "ThreadPoolConfig in text format for the sessions' thread pools.", supported=False
@@ -149,9 +135,7 @@ class Options:
     max_request_bytes: int = _flag(
         256 * 1024 * 1024, "Largest REST body accepted, in bytes, before and after decompression.", own=True
     )
-    shutdown_grace_seconds: float = _flag(
-        30.0, "Time that requests in flight have to finish after SIGTERM.", own=True
-    )
+    shutdown_grace_seconds: float = _flag(30.0, "Time that requests in flight have to finish after SIGTERM.", own=True)
 
 
 def _table() -> dict[str, Flag]:

@@ -187,9 +187,7 @@ def _find(manager: ModelManager, spec: Any) -> Servable:
 class PredictionService:
     """tensorflow.serving.PredictionService."""
 
-    def __init__(
-        self, manager: ModelManager, inference: Inference, metrics: Metrics, *, as_content: bool
-    ) -> None:
+    def __init__(self, manager: ModelManager, inference: Inference, metrics: Metrics, *, as_content: bool) -> None:
         self._manager = manager
         self._inference = inference
         self._metrics = metrics
@@ -218,9 +216,7 @@ class PredictionService:
             signature_name = request.signature or DEFAULT_SIGNATURE
             signature = servable.signature(signature_name)
             if signature is None:
-                raise ServingError(
-                    Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.'
-                )
+                raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.')
             job = self._inference.predict(servable, signature, request.inputs(), request.output_filter)
         except ServingError as error:
             self._metrics.request_count.add(name, error.code.name)
@@ -356,9 +352,7 @@ def _fill_regression(message: Any, result: Regression) -> None:
 class ModelService:
     """tensorflow.serving.ModelService."""
 
-    def __init__(
-        self, manager: ModelManager, reconfigure: Reconfigure, spawn: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, manager: ModelManager, reconfigure: Reconfigure, spawn: Callable[[Any], None]) -> None:
         """`spawn` runs a coroutine in the background."""
         self._manager = manager
         self._reconfigure = reconfigure
@@ -421,5 +415,3 @@ def health_calls() -> dict[str, Call]:
         reply(_SERVING)
 
     return {"/grpc.health.v1.Health/Check": check}
-
-

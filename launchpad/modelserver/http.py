@@ -303,9 +303,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _write(self, response: Response, *, keep_alive: bool, bare: bool = False) -> None:
         body = response.body
-        head = _response_head(
-            response.status, response.content_type, len(body), response.headers, keep_alive
-        )
+        head = _response_head(response.status, response.content_type, len(body), response.headers, keep_alive)
         self._server.writer.write(self._transport, head if bare else head + body)
         if not keep_alive:
             self._server.writer.flush()
@@ -318,9 +316,7 @@ class HttpConnection(asyncio.Protocol):
         self._cut(len(self._buffer))
         self._head, self._chunks = None, None
         self._server.writer.flush()
-        head = _response_head(
-            response.status, response.content_type, len(response.body), response.headers, False
-        )
+        head = _response_head(response.status, response.content_type, len(response.body), response.headers, False)
         self._transport.write(head + response.body)
         self._transport.write_eof()
         asyncio.get_running_loop().call_later(_DISCARD_S, self._end)
@@ -342,9 +338,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 @lru_cache(maxsize=4096)
-def _response_head(
-    status: int, content_type: str, length: int, headers: tuple[str, ...], keep_alive: bool
-) -> bytes:
+def _response_head(status: int, content_type: str, length: int, headers: tuple[str, ...], keep_alive: bool) -> bytes:
     lines = [
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}",
         f"Content-Type: {content_type}",

@@ -104,7 +104,7 @@ class HeaderDecoder:
 class Stream:
     """One request and its answer."""
 
-    __slots__ = ("_connection", "body", "cancelled", "closed", "headers", "id", "sending", "unacknowledged", "window")
+    __slots__ = ("_connection", "body", "closed", "ended", "headers", "id", "sending", "unacknowledged", "window")
 
     def __init__(self, connection: Http2Connection, stream_id: int, headers: Headers, window: int) -> None:
         self._connection = connection
@@ -114,8 +114,8 @@ class Stream:
         self.unacknowledged = 0
         self.window = window
         self.sending: deque[bytes] | None = None
+        self.ended = False
         self.closed = False
-        self.cancelled = False
 
     def respond(self, head: bytes, body: bytes, trailers: bytes) -> None:
         """Answer with header blocks that use no compression state; `body` may be empty. Does nothing if the
@@ -195,7 +195,7 @@ class Http2Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._transport = None
         for stream in self._streams.values():
-            stream.closed = stream.cancelled = True
+            stream.closed = True
         self._streams.clear()
         self._blocked.clear()
         self._buffer = bytearray()
@@ -323,7 +323,13 @@ class Http2Connection(asyncio.Protocol):
                 return
             stream = self._streams[stream_id] = Stream(self, stream_id, headers, self._initial_window)
         if flags & _END_STREAM:
-            self._server.handler(stream)
+            self._end(stream)
+
+    def _end(self, stream: Stream) -> None:
+        if stream.ended:
+            raise ConnectionFault(_STREAM_CLOSED, "a request was ended twice")
+        stream.ended = True
+        self._server.handler(stream)
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -340,7 +346,7 @@ class Http2Connection(asyncio.Protocol):
         if len(stream.body) > self._server.max_body_bytes + 5:
             flags |= _END_STREAM
         if flags & _END_STREAM:
-            self._server.handler(stream)
+            self._end(stream)
             return
         stream.unacknowledged += size
         if stream.unacknowledged > _STREAM_WINDOW // 2:
@@ -352,7 +358,7 @@ class Http2Connection(asyncio.Protocol):
             raise ConnectionFault(_FRAME_SIZE_ERROR, "bad RST_STREAM")
         stream = self._streams.pop(stream_id, None)
         if stream is not None:
-            stream.closed = stream.cancelled = True
+            stream.closed = True
             self._blocked.pop(stream_id, None)
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:

@@ -159,9 +159,7 @@ class Inference:
 
         return _one_shot(servable, feeds, fetches, request.input, "", read)
 
-    def _tasks(
-        self, servable: Servable, request: Any
-    ) -> tuple[list[Signature], tuple[str, ...], tuple[str, ...]]:
+    def _tasks(self, servable: Servable, request: Any) -> tuple[list[Signature], tuple[str, ...], tuple[str, ...]]:
         """The signatures of a request's tasks, and the names of the tensors that they feed and fetch."""
         signatures: dict[str, Signature] = {}
         feeds: set[str] = set()
@@ -171,9 +169,7 @@ class Inference:
             if not spec.name:
                 raise invalid_argument("Found ModelSpec with an empty model name.")
             if spec.name != request.tasks[0].model_spec.name:
-                raise invalid_argument(
-                    "All ModelSpecs in a MultiInferenceRequest must access the same model name."
-                )
+                raise invalid_argument("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
             name = spec.signature_name or DEFAULT_SIGNATURE
             if name in signatures:
                 raise invalid_argument(f"Duplicate evaluation of signature: {name}")
@@ -197,13 +193,9 @@ class Inference:
         if len(signature.inputs) != 1:
             raise invalid_argument("Expected one input Tensor.")
         if len(signature.outputs) not in (1, 2):
-            raise invalid_argument(
-                f"Expected one or two output Tensors, found {len(signature.outputs)}"
-            )
+            raise invalid_argument(f"Expected one or two output Tensors, found {len(signature.outputs)}")
         if "inputs" not in signature.inputs:
-            raise invalid_argument(
-                f"No classification inputs found in SignatureDef: {_debug_string(signature)}"
-            )
+            raise invalid_argument(f"No classification inputs found in SignatureDef: {_debug_string(signature)}")
         found = [signature.outputs[key].name for key in ("classes", "scores") if key in signature.outputs]
         if not found:
             raise invalid_argument(
@@ -221,9 +213,7 @@ class Inference:
             raise invalid_argument("Expected one output Tensor.")
         for kind, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs)):
             if kind not in tensors:
-                raise invalid_argument(
-                    f"No regression {kind} found in SignatureDef: {_debug_string(signature)}"
-                )
+                raise invalid_argument(f"No regression {kind} found in SignatureDef: {_debug_string(signature)}")
         return signature.inputs["inputs"].name, (signature.outputs["outputs"].name,)
 
 
@@ -308,9 +298,7 @@ def _check_predict_method(signature: Signature) -> None:
 def _check_method(signature: Signature, expected: str, kind: str) -> None:
     method = signature.definition.method_name
     if method != expected:
-        raise invalid_argument(
-            f"Expected {kind} signature method_name to be {expected}. Was: {method}"
-        )
+        raise invalid_argument(f"Expected {kind} signature method_name to be {expected}. Was: {method}")
 
 
 def _debug_string(signature: Signature) -> str:
@@ -339,9 +327,7 @@ def _read_classification(signature: Signature, outputs: Outputs, count: int) -> 
             _check_column(key, columns[key], dtype, count)
     widths = [column.shape[1] for column in columns.values()]
     if len(set(widths)) > 1:
-        raise invalid_argument(
-            f"Tensors class and score should match in dim_size(1). Got {widths[0]} vs. {widths[1]}"
-        )
+        raise invalid_argument(f"Tensors class and score should match in dim_size(1). Got {widths[0]} vs. {widths[1]}")
     width = widths[0]
     labels = columns["classes"].strings if "classes" in columns else [b""] * (count * width)
     scores: Sequence[Any] = columns["scores"].values() if "scores" in columns else [0.0] * (count * width)
@@ -357,9 +343,7 @@ def _check_column(key: str, column: Tensor, dtype: int, count: int) -> None:
         wanted = "DT_STRING" if dtype == DT_STRING else "DT_FLOAT"
         raise invalid_argument(f"Expected {key} Tensor of {wanted}. Got: {_data_type_name(column.dtype)}")
     if column.shape[0] != count:
-        raise invalid_argument(
-            f"Expected {key} output batch size of {count}. Got: {column.shape[0]}"
-        )
+        raise invalid_argument(f"Expected {key} output batch size of {count}. Got: {column.shape[0]}")
 
 
 def _read_regression(signature: Signature, outputs: Outputs, count: int) -> Regression:
@@ -372,13 +356,9 @@ def _read_regression(signature: Signature, outputs: Outputs, count: int) -> Regr
             f"[{','.join(map(str, shape))}]"
         )
     if shape[0] != count:
-        raise invalid_argument(
-            f"Input batch size did not match output batch size: {count} vs. {shape[0]}"
-        )
+        raise invalid_argument(f"Input batch size did not match output batch size: {count} vs. {shape[0]}")
     if output.dtype != DT_FLOAT:
-        raise invalid_argument(
-            f"Expected output Tensor of DT_FLOAT.  Got: {_data_type_name(output.dtype)}"
-        )
+        raise invalid_argument(f"Expected output Tensor of DT_FLOAT.  Got: {_data_type_name(output.dtype)}")
     values: Any = output.values()
     return Regression(list(values))
 

@@ -244,9 +244,7 @@ def _add_plain(index: int, instance: Json, types: InputTypes, columns: dict[str,
     try:
         columns.setdefault(name, _Column(dtype)).add(instance)
     except ServingError as error:
-        raise invalid_argument(
-            f"Failed to process element: {index} of 'instances' list. Error: {error}"
-        ) from None
+        raise invalid_argument(f"Failed to process element: {index} of 'instances' list. Error: {error}") from None
 
 
 def _add_named(index: int, instance: Json, types: InputTypes, columns: dict[str, _Column]) -> None:
@@ -318,9 +316,7 @@ def _fill(value: Json, level: int, shape: Shape, dtype: int, out: list[Any]) -> 
         out.append(_element(value, dtype))
         return
     if level >= len(shape):
-        raise invalid_argument(
-            f"Encountered list at unexpected level: {level} expected < {len(shape)}"
-        )
+        raise invalid_argument(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
     if len(value) != shape[level]:
         raise invalid_argument(
             f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
@@ -363,9 +359,7 @@ def _element(value: Json, dtype: int) -> Any:
             raise _wrong_type(value, dtype)
         return value
     if dtype not in _INTEGER_RANGES:
-        raise ServingError(
-            Code.UNIMPLEMENTED, f"Conversion of JSON Value: {quote(value)} to type: {type_name(dtype)}"
-        )
+        raise ServingError(Code.UNIMPLEMENTED, f"Conversion of JSON Value: {quote(value)} to type: {type_name(dtype)}")
     low, high = _INTEGER_RANGES[dtype]
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise _wrong_type(value, dtype)
@@ -471,9 +465,7 @@ def _add_to_feature(value: Json, name: str, feature: Any) -> None:
     current = feature.WhichOneof("kind")
     if current not in (None, kind):
         expected = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}[current]
-        raise invalid_argument(
-            f"Unexpected element type in feature: {name} expecting type: {expected}"
-        )
+        raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {expected}")
     getattr(feature, kind).value.append(converted)
 
 
@@ -484,9 +476,7 @@ def _feature_element(value: Json, name: str) -> tuple[str, Any]:
     if _is_base64(value):
         return "bytes_list", _base64_object(value)
     if value is None or isinstance(value, list | dict):
-        raise invalid_argument(
-            f"Feature: {name} has element with unexpected JSON type: {json_type_name(value)}"
-        )
+        raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {json_type_name(value)}")
     if isinstance(value, float):
         if isfinite(value) and abs(value) > _FLOAT_MAX:
             raise _lossy(value)
@@ -494,4 +484,3 @@ def _feature_element(value: Json, name: str) -> tuple[str, Any]:
     if value > 2**63 - 1:
         raise invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.")
     return "int64_list", int(value)
-

@@ -23,10 +23,7 @@ def write_predictions(outputs: Mapping[str, Tensor]) -> bytes:
     rows = []
     keys = [text(name).encode() for name, _ in columns]
     for index in range(count):
-        members = [
-            _INDENT * 3 + key + b": " + texts[index]
-            for key, (_, texts) in zip(keys, columns, strict=True)
-        ]
+        members = [_INDENT * 3 + key + b": " + texts[index] for key, (_, texts) in zip(keys, columns, strict=True)]
         rows.append(b"\n        {\n" + b",\n".join(members) + b"\n        }")
     return b'{\n    "predictions": [' + b",".join(rows) + (b"\n    ]\n}" if count else b"]\n}")
 
@@ -55,10 +52,7 @@ def write_outputs(outputs: Mapping[str, Tensor]) -> bytes:
         body = _over_lines(iter(_element_texts(name, tensor)), tensor.shape, 1)
     else:
         members = [
-            _INDENT * 2
-            + text(name).encode()
-            + b": "
-            + _over_lines(iter(_element_texts(name, tensor)), tensor.shape, 2)
+            _INDENT * 2 + text(name).encode() + b": " + _over_lines(iter(_element_texts(name, tensor)), tensor.shape, 2)
             for name, tensor in outputs.items()
         ]
         body = b"{\n" + b",\n".join(members) + b"\n    }"

@@ -115,9 +115,7 @@ class ModelManager:
         model = self._models.get(name)
         found = model.versions.get(version) if model else None
         if found is None or found.state is not State.AVAILABLE or found.servable is None:
-            raise ServingError(
-                Code.NOT_FOUND, f"Servable not found for request: Specific({name}, {version})"
-            )
+            raise ServingError(Code.NOT_FOUND, f"Servable not found for request: Specific({name}, {version})")
         return found.servable
 
     def status(self, name: str, version: int | None = None) -> list[Version]:
@@ -218,9 +216,7 @@ class ModelManager:
         while True:
             self._changed.clear()
             waiting = [
-                model
-                for model in models
-                if not model.removed and (model.latest() is None or not model.settled())
+                model for model in models if not model.removed and (model.latest() is None or not model.settled())
             ]
             for model in waiting:
                 ended = [version for version in model.versions.values() if version.wanted]

@@ -131,18 +131,14 @@ class Metrics:
             bounds=exponential(100, 1.2, 52),
         )
         self.wrapped_run_count = Counter("/tensorflow/serving/batching_session/wrapped_run_count")
-        self.input_batch_size = Histogram(
-            "/tensorflow/serving/batching_session/input_batch_size", bounds=_BATCH_SIZES
-        )
+        self.input_batch_size = Histogram("/tensorflow/serving/batching_session/input_batch_size", bounds=_BATCH_SIZES)
         self.processed_batch_size = Histogram(
             "/tensorflow/serving/batching_session/processed_batch_size", bounds=_BATCH_SIZES
         )
         self.padding_size = Histogram(
             "/tensorflow/serving/batching_session/padding_size", "execution_batch_size", bounds=_BATCH_SIZES
         )
-        self.load_attempt_count = Counter(
-            "/tensorflow/cc/saved_model/load_attempt_count", "model_path", "status"
-        )
+        self.load_attempt_count = Counter("/tensorflow/cc/saved_model/load_attempt_count", "model_path", "status")
         self.load_latency = Counter("/tensorflow/cc/saved_model/load_latency", "model_path")
         lazy = {self.input_batch_size, self.processed_batch_size, self.padding_size}
         self._page = sorted(

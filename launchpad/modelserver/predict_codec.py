@@ -54,9 +54,7 @@ def read_request(data: bytes) -> PredictCall:
         raise ServingError(Code.INTERNAL, "Failed to parse the request message") from None
 
 
-def write_response(
-    outputs: Mapping[str, Tensor], servable: Servable, signature: str, *, as_content: bool
-) -> bytes:
+def write_response(outputs: Mapping[str, Tensor], servable: Servable, signature: str, *, as_content: bool) -> bytes:
     """A serialised PredictResponse."""
     parts = [_output(alias, tensor, as_content) for alias, tensor in outputs.items()]
     return b"".join([*parts, _model_spec(servable.name, servable.version, signature)])

@@ -34,9 +34,7 @@ _log = logging.getLogger(__name__)
 
 _API_PREFIX = "/v1/"
 _TARGET = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
-_PREDICTION = re.compile(
-    rf"(?i:/v1/models/(?P<name>[^/:]+){_TARGET}:(?P<method>classify|regress|predict))"
-)
+_PREDICTION = re.compile(rf"(?i:/v1/models/(?P<name>[^/:]+){_TARGET}:(?P<method>classify|regress|predict))")
 _STATUS = re.compile(rf"(?i:/v1/models(?:/(?P<name>[^/:]+))?{_TARGET}(?:/(?P<method>metadata))?)")
 _NOT_FOUND = Response(
     404,
@@ -207,17 +205,13 @@ class RestApi:
         request = read_examples(body)
         servable = self._manager.find(route.name, route.version, route.label)
         job = self._inference.classify(servable, request.signature, request.input)
-        self._inference.submit(
-            job, deadline, _writing(answer, lambda result: write_classifications(result.examples))
-        )
+        self._inference.submit(job, deadline, _writing(answer, lambda result: write_classifications(result.examples)))
 
     def _regress(self, route: Route, body: bytes, deadline: float | None, answer: Answer) -> None:
         request = read_examples(body)
         servable = self._manager.find(route.name, route.version, route.label)
         job = self._inference.regress(servable, request.signature, request.input)
-        self._inference.submit(
-            job, deadline, _writing(answer, lambda result: write_regressions(result.values))
-        )
+        self._inference.submit(job, deadline, _writing(answer, lambda result: write_regressions(result.values)))
 
     # --- status and metadata ---
 
@@ -269,6 +263,4 @@ def _metadata_json(servable: Servable) -> bytes:
         always_print_fields_with_no_presence=True,
     )
     spec = {"name": servable.name, "signature_name": "", "version": str(servable.version)}
-    return orjson.dumps(
-        {"model_spec": spec, "metadata": {"signature_def": signatures}}, option=orjson.OPT_INDENT_2
-    )
+    return orjson.dumps({"model_spec": spec, "metadata": {"signature_def": signatures}}, option=orjson.OPT_INDENT_2)

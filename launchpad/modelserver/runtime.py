@@ -336,9 +336,7 @@ def _strings_to_c(api: Any, value: Tensor) -> int:
         if size >= _MAX_OFFSET_STRING or offset - index * _STRING_SIZE > 0xFFFFFFFF:
             raise invalid_argument("String tensor is too large")
         start = index * _STRING_SIZE
-        _OFFSET_STRING.pack_into(
-            headers, start, size << _STRING_KIND_BITS | _STRING_OFFSET, offset - start, 1
-        )
+        _OFFSET_STRING.pack_into(headers, start, size << _STRING_KIND_BITS | _STRING_OFFSET, offset - start, 1)
         offset += size
     encoded = b"".join([bytes(headers), *strings])
     tensor, address = _allocate(api, DT_STRING, value.shape, len(encoded))

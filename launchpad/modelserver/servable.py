@@ -98,8 +98,7 @@ class Servable:
         meta_graph = MetaGraphDef.FromString(session.meta_graph)
         session.meta_graph = b""
         self.signatures = {
-            key: Signature.from_definition(key, definition)
-            for key, definition in meta_graph.signature_def.items()
+            key: Signature.from_definition(key, definition) for key, definition in meta_graph.signature_def.items()
         }
         self._session = session
         self._make_runner = make_runner

@@ -62,9 +62,7 @@ class _Settings:
 class ServableLoader:
     """Loads and warms up versions, on threads of the manager's."""
 
-    def __init__(
-        self, options: Options, settings: _Settings, inference: Inference, metrics: Metrics
-    ) -> None:
+    def __init__(self, options: Options, settings: _Settings, inference: Inference, metrics: Metrics) -> None:
         self._options = options
         self._settings = settings
         self._inference = inference
@@ -73,9 +71,7 @@ class ServableLoader:
         self._tags = options.saved_model_tags.split(",")
         threads = options.rest_api_num_threads + options.grpc_max_threads
         self._workers = Workers("run", min(threads, 256))
-        self._scheduler = BatchScheduler(
-            settings.batch_threads.count, settings.batch_threads.name, self._loop
-        )
+        self._scheduler = BatchScheduler(settings.batch_threads.count, settings.batch_threads.name, self._loop)
 
     def load(self, name: str, version: int, path: str) -> Servable:
         """The version in directory `path`, warm. Raises ServingError."""
@@ -151,9 +147,7 @@ class ModelServer:
         self._models = self._read_models()
         prepare(onednn=options.enable_batching or not all(map(_is_small, self._models.values())))
         self._metrics = Metrics(batching=options.enable_batching)
-        self._inference = Inference(
-            self._metrics, check_method_names=options.enable_signature_method_name_check
-        )
+        self._inference = Inference(self._metrics, check_method_names=options.enable_signature_method_name_check)
         self._loader = ServableLoader(options, settings, self._inference, self._metrics)
         self._manager = ModelManager(
             self._loader.load,
@@ -195,9 +189,7 @@ class ModelServer:
         calls = prediction.calls() | ModelService(self._manager, self.reconfigure, self._spawn).calls()
         if options.enable_grpc_healthcheck_service:
             calls |= health_calls()
-        return GrpcApi(
-            calls, threads=options.grpc_max_threads, max_message_bytes=options.max_request_bytes
-        )
+        return GrpcApi(calls, threads=options.grpc_max_threads, max_message_bytes=options.max_request_bytes)
 
     def _read_models(self) -> dict[str, config.ModelSettings]:
         if self._options.model_config_file:

@@ -42,9 +42,7 @@ def replay(servable: Servable, version_path: str, inference: Inference, iteratio
                 inference.run_now(_job(servable, log, inference))
             count += 1
             if count > MAX_RECORDS:
-                raise invalid_argument(
-                    f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}"
-                )
+                raise invalid_argument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
     return count
 
 
@@ -96,9 +94,7 @@ def _records(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _corrupted(kind: str, offset: int) -> ServingError:
-    return ServingError(
-        Code.DATA_LOSS, f"{kind} at {offset}. Please verify your warmup data is in TFRecord format."
-    )
+    return ServingError(Code.DATA_LOSS, f"{kind} at {offset}. Please verify your warmup data is in TFRecord format.")
 
 
 def _masked_crc(data: bytes) -> int:

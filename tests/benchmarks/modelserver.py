@@ -74,7 +74,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], port: int, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[Any]]:
+def running(
+    command: list[str], port: int, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[Any]]:
     """A process that listens on `port`, stopped in the end."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | (environment or {})
@@ -101,8 +103,10 @@ def running(command: list[str], port: int, environment: dict[str, str] | None = 
 def hey(port: int, path: str, body_path: Path, connections: int, seconds: float) -> Reading:
     """One load with hey; every answer must be 200."""
     output = subprocess.run(
-        ["hey", "-z", f"{seconds}s", "-c", str(connections), "-m", "POST", "-T", "application/json"]
-        + ["-D", str(body_path), f"http://127.0.0.1:{port}{path}"],
+        [
+            *["hey", "-z", f"{seconds}s", "-c", str(connections), "-m", "POST", "-T", "application/json"],
+            *["-D", str(body_path), f"http://127.0.0.1:{port}{path}"],
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -334,18 +338,27 @@ def serve_fastapi(base_path: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
-def serve_litserve(base_path: str, port: int) -> None:
+try:
     import litserve
-    import numpy as np
+except ImportError:
+    litserve = None
+
+if litserve is not None:
 
     class Digits(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.predict_rows = _load(base_path)
+        """At the top level, since LitServe's processes import it from here."""
 
-        def decode_request(self, request: Any) -> Any:
+        def setup(self, device: str) -> None:
+            self.predict_rows = _load(sys.argv[2])
+
+        def decode_request(self, request):  # type: ignore[no-untyped-def]  # LitServe goes by annotations
+            import numpy as np
+
             return np.asarray(request["instances"][0], np.float32)
 
         def batch(self, inputs: list[Any]) -> Any:
+            import numpy as np
+
             return np.stack(inputs)
 
         def predict(self, rows: Any) -> Any:
@@ -357,6 +370,8 @@ def serve_litserve(base_path: str, port: int) -> None:
         def encode_response(self, output: Any) -> Any:
             return {"predictions": [output.tolist()]}
 
+
+def serve_litserve(base_path: str, port: int) -> None:
     server = litserve.LitServer(Digits(max_batch_size=64, batch_timeout=0.001), accelerator="cpu")
     server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False)
 
@@ -431,8 +446,10 @@ def measure_start_and_memory(models: dict[str, Path], folder: Path, requests: in
             print(f"resident memory after {number * requests // 4:7} requests: {_resident_mb(process.pid):.0f} MB")
             if number < 4:
                 subprocess.run(
-                    ["hey", "-n", str(requests // 4), "-c", "64", "-m", "POST", "-D", str(body_path)]
-                    + [f"http://127.0.0.1:{port}/v1/models/mlp:predict"],
+                    [
+                        *["hey", "-n", str(requests // 4), "-c", "64", "-m", "POST", "-D", str(body_path)],
+                        f"http://127.0.0.1:{port}/v1/models/mlp:predict",
+                    ],
                     capture_output=True,
                     check=True,
                 )

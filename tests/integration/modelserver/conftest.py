@@ -149,7 +149,9 @@ def model_config(models: dict[str, Path], policy: str = "", labels: dict[str, in
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what `make_models.py` makes."""
     root = tmp_path_factory.mktemp("models")
-    subprocess.run([sys.executable, str(Path(__file__).with_name("make_models.py")), str(root)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("make_models.py")), str(root)], check=True, capture_output=True
+    )
     return root
 
 
@@ -188,7 +190,9 @@ def call(channel: grpc.Channel, method: str, request: Any, response_type: Any, t
     """A unary gRPC call, `method` being such as `PredictionService/Predict`."""
     path = f"/tensorflow.serving.{method}"
     stub = channel.unary_unary(
-        path, request_serializer=lambda message: message.SerializeToString(), response_deserializer=response_type.FromString
+        path,
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=response_type.FromString,
     )
     return stub(request, timeout=timeout)
 

@@ -107,9 +107,7 @@ def test_the_server_finishes_what_is_in_flight_before_it_stops(start_server: Sta
     server = start_server("--model_name=slow", f"--model_base_path={models / 'slow'}", "--rest_api_num_threads=1")
     answers: list[Any] = []
     rest = [
-        threading.Thread(
-            target=lambda: answers.append(server.rest("/v1/models/slow:predict", {"instances": [1.0]})[0])
-        )
+        threading.Thread(target=lambda: answers.append(server.rest("/v1/models/slow:predict", {"instances": [1.0]})[0]))
         for _ in range(3)
     ]
 
@@ -223,9 +221,7 @@ def test_a_bad_warmup_record_fails_the_load(start_server: Start, models: Path, t
     if kind == "cut off":
         records = records[:-3]
     base = _warm_model(models, tmp_path, "checked", records)
-    server = start_server(
-        "--model_name=checked", f"--model_base_path={base}", "--max_num_load_retries=0", wait=False
-    )
+    server = start_server("--model_name=checked", f"--model_base_path={base}", "--max_num_load_retries=0", wait=False)
     assert server.process.wait(30) == 3, server.log()
     assert "did not become available" in server.log()
 
@@ -241,9 +237,7 @@ def test_flags_may_be_followed_by_their_value(start_server: Start, models: Path)
 
 
 def test_answers_carry_cors_headers_where_that_is_enabled(start_server: Start, models: Path) -> None:
-    server = start_server(
-        "--model_name=m", f"--model_base_path={models / 'scale'}", "--rest_api_enable_cors_support"
-    )
+    server = start_server("--model_name=m", f"--model_base_path={models / 'scale'}", "--rest_api_enable_cors_support")
     connection = http.client.HTTPConnection("127.0.0.1", server.rest_port)
     connection.request("GET", "/v1/models/m")
     response = connection.getresponse()

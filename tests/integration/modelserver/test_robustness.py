@@ -63,12 +63,18 @@ def _mutated(dice: random.Random) -> bytes:
 
 
 def _wrong_signature(dice: random.Random) -> bytes:
-    name = dice.choice(["two_io", "strings", "classify", "scalar_and_matrix", "nope", "", 5, None, "__saved_model_init_op"])
+    name = dice.choice(
+        ["two_io", "strings", "classify", "scalar_and_matrix", "nope", "", 5, None, "__saved_model_init_op"]
+    )
     return json.dumps({"signature_name": name, "instances": [1.0]}).encode()
 
 
 def _lone_surrogate(dice: random.Random) -> bytes:
-    return b'{"signature_name": "strings", "instances": ["' + dice.choice([b"\\ud800", b"\\udfff\\ud800", b"\\u0000"]) + b'"]}'
+    return (
+        b'{"signature_name": "strings", "instances": ["'
+        + dice.choice([b"\\ud800", b"\\udfff\\ud800", b"\\u0000"])
+        + b'"]}'
+    )
 
 
 MUTATIONS: list[Mutation] = [
@@ -242,7 +248,10 @@ def test_bytes_that_are_no_http2_end_only_their_own_connection(probe: Server, fl
 
 def test_overload_is_refused_and_memory_stays_bounded(start_server: Start, models, tmp_path) -> None:  # type: ignore[no-untyped-def]
     server = start_server(
-        "--model_name=slow", f"--model_base_path={models / 'slow'}", "--rest_api_num_threads=1", "--max_request_bytes=100000"
+        "--model_name=slow",
+        f"--model_base_path={models / 'slow'}",
+        "--rest_api_num_threads=1",
+        "--max_request_bytes=100000",
     )
     body = b'{"instances": [' + b", ".join([b"0.5"] * 10_000) + b"]}"
     before = server.rss_mb()

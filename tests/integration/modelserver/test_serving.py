@@ -131,9 +131,7 @@ def test_a_version_policy_chooses_the_versions(
     assert set(server.states("scale")) == expected
 
 
-def test_the_model_config_file_is_read_again_when_it_changes(
-    start_server: Start, models: Path, tmp_path: Path
-) -> None:
+def test_the_model_config_file_is_read_again_when_it_changes(start_server: Start, models: Path, tmp_path: Path) -> None:
     file = tmp_path / "models.config"
     file.write_text(model_config({"scale": models / "scale"}, "all {}"))
     server = start_server(f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=1")

@@ -57,5 +57,7 @@ def test_the_table_knows_the_original_flags_and_keeps_its_own_apart() -> None:
 
 
 def test_the_table_is_light_to_import() -> None:
-    code = "import sys, launchpad.modelserver.flags; print(sorted({'numpy', 'google', 'tensorflow'} & set(sys.modules)))"
+    code = (
+        "import sys, launchpad.modelserver.flags; print(sorted({'numpy', 'google', 'tensorflow'} & set(sys.modules)))"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

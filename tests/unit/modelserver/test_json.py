@@ -40,9 +40,7 @@ def _error(body: str | bytes, **types: int) -> str:
     return refused.value.message
 
 
-_NUMBERS = st.one_of(
-    st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False), st.integers(-3, 3)
-)
+_NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False), st.integers(-3, 3))
 _LEAVES = st.one_of(_NUMBERS, st.booleans(), st.none(), st.text(max_size=3), st.just({"b64": "AAAA"}))
 _NESTS = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=4), max_leaves=12)
 _REGULAR = st.integers(0, 3).flatmap(
@@ -99,7 +97,7 @@ def test_nan_and_infinities_are_numbers() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ('{"instances": [1.5]}', 'JSON Value: 1.5 Type: Number is not of expected type: int32'),
+        ('{"instances": [1.5]}', "JSON Value: 1.5 Type: Number is not of expected type: int32"),
         ('{"instances": [3000000000]}', "JSON Value: 3000000000 Type: Number is not of expected type: int32"),
         ('{"instances": [[1], 2]}', "Failed to process element: 1 of 'instances' list."),
         ('{"inputs": [[1], 2]}', "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
@@ -126,9 +124,12 @@ def test_of_equal_keys_the_first_counts() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ([1.0, 0.1, 1e21, 1e22, 1e-5, 1e-7, -2.5e-10, 5e300, 0.0], "[1.0, 0.1, 1e21, 1e22, 0.00001, 1e-7, -2.5e-10, 5e300, 0.0]"),
+        (
+            [1.0, 0.1, 1e21, 1e22, 1e-5, 1e-7, -2.5e-10, 5e300, 0.0],
+            "[1.0, 0.1, 1e21, 1e22, 0.00001, 1e-7, -2.5e-10, 5e300, 0.0]",
+        ),
         ([123456789012345680000.0], "[123456789012345680000.0]"),
-        ({"a": {}, "b": "\x01\"\n/é"}, '{\n    "a": {},\n    "b": "\\u0001\\"\\n/é"\n}'),
+        ({"a": {}, "b": '\x01"\n/é'}, '{\n    "a": {},\n    "b": "\\u0001\\"\\n/é"\n}'),
         (16777217.5, "16777218.0"),
     ],
 )

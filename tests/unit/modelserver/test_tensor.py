@@ -39,7 +39,9 @@ def test_rows_that_are_joined_are_cut_apart_again(sizes: list[int], width: int) 
 
 
 def test_strings_are_joined_and_cut_too() -> None:
-    joined = concatenate([Tensor(DT_STRING, (1, 2), strings=[b"a", b"b"]), Tensor(DT_STRING, (1, 2), strings=[b"", b"d"])])
+    joined = concatenate(
+        [Tensor(DT_STRING, (1, 2), strings=[b"a", b"b"]), Tensor(DT_STRING, (1, 2), strings=[b"", b"d"])]
+    )
     assert list(joined.rows(1, 2).strings) == [b"", b"d"]
 
 
