@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 ALLOWED_MISSES = 0.01
 """p99 is held when no more than this share is above it."""
 CONFIDENCE_Z = 1.96
-FEWEST_SECONDS = 2
+FEWEST_SECONDS = 3
 RESOLUTION = 1.05
 """Ratio of the interval's ends at which the search is over."""
-ATTEMPTS = 2
-"""Measurements of a rate before the generator is held to be the bottleneck."""
 LOWEST_RPS = 1.0
 HIGHEST_RPS = 1_000_000.0
 
@@ -95,7 +93,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a search found. `low_rps` holds, `high_rps` does not; None where no such rate was met."""
+    """What a search found. `low_rps` holds, `high_rps` does not; None where no such rate was met.
+
+    limited: how the generator was in the way at `high_rps`, so that the server may hold more than `low_rps`.
+    """
 
     low_rps: float | None
     high_rps: float | None
@@ -106,26 +107,21 @@ class Capacity:
 def search(probe: Callable[[float], Probe], start_rps: float) -> Capacity:
     """Find the highest rate that holds, by doubling (or halving) from a first guess and bisection.
 
-    A probe in which the generator was in the way shows nothing of the server unless the rate held all the same: it is
-    repeated once, and if that does not help the search ends.
+    A probe in which the generator was in the way may fail for that alone. It counts as failed, which can only make the
+    result too low, and the result says so.
     """
     probes: list[Probe] = []
     low: float | None = None
     high: float | None = None
-    rate = start_rps
+    rate, limited = start_rps, ""
     while low is None or high is None or high / low > RESOLUTION:
         if not LOWEST_RPS <= rate <= HIGHEST_RPS:
             break
-        for _ in range(ATTEMPTS):
-            result = probe(rate)
-            probes.append(result)
-            if result.holds or not result.limited:
-                break
-        else:
-            return Capacity(low, high, probes, result.limited)
+        result = probe(rate)
+        probes.append(result)
         if result.holds:
             low = rate
         else:
-            high = rate
+            high, limited = rate, result.limited
         rate = math.sqrt(low * high) if low and high else rate * 2 if low else rate / 2
-    return Capacity(low, high, probes)
+    return Capacity(low, high, probes, limited)
