@@ -93,10 +93,18 @@ def warmup(_: Invocation, dry_run: bool = False) -> None:
     run(["warmup"], dry_run)
 
 
-@task(help={"dry_run": COMMON["dry_run"], **LOAD})
-def loadtest(_: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0, processes: int = 1) -> None:
+@task(
+    help={
+        "dry_run": COMMON["dry_run"],
+        **LOAD,
+        "workers": "Locust workers on other hosts to wait for, in place of processes here",
+    }
+)
+def loadtest(
+    _: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0, processes: int = 1, workers: int = 0
+) -> None:
     """Drive the running server with Locust; check every answer, record every latency."""
-    run(["loadtest"], dry_run, duration, profile=profile or None, processes=processes)
+    run(["loadtest"], dry_run, duration, profile=profile or None, processes=workers or processes, remote=workers > 0)
 
 
 @task(

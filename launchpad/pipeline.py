@@ -43,6 +43,7 @@ def context(
     duration_s: float | None = None,
     run: str | None = None,
     processes: int = 1,
+    remote: bool = False,
 ) -> Context:
     """Read the declaration and return what stages are given. Raises DeclarationError for anything wrong in it."""
     declared = declaration.load(root)
@@ -53,7 +54,9 @@ def context(
         raise DeclarationError(f"a duration of {duration_s:g} s measures nothing", fix="give more than 0")
     if processes < 1:
         raise DeclarationError(f"{processes} processes send nothing", fix="give 1 or more")
-    return Context(declared, force=force, profile=profile, duration_s=duration_s, run=run or "", processes=processes)
+    return Context(
+        declared, force=force, profile=profile, duration_s=duration_s, run=run or "", processes=processes, remote=remote
+    )
 
 
 def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:

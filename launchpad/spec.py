@@ -355,9 +355,9 @@ class Traffic(Strict):
 class LoadShape(Strict):
     """How the load changes over the run, as factors of `users` or `rate_rps`."""
 
-    kind: Literal["ramp", "steps", "spike", "wave"]
-    """ramp: from low to high. steps: from low to high in equal steps. spike: low, high in the middle tenth.
-    wave: from low to high and back, as a day goes."""
+    kind: Literal["constant", "soak", "ramp", "steps", "spike", "wave"]
+    """constant and soak: high all along; a soak is one that lasts. ramp: from low to high. steps: from low to high in
+    equal steps. spike: low, high in the middle tenth. wave: from low to high and back, as a day goes."""
     low: Annotated[float, Field(ge=0)] = 0.2
     high: Annotated[float, Field(gt=0)] = 1.0
     steps: Annotated[int, Field(ge=2)] = 5

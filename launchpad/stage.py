@@ -29,6 +29,7 @@ class Context:
     duration_s: float | None = None
     run: str = ""
     processes: int = 1
+    remote: bool = False
 
     @property
     def layout(self) -> Layout:

@@ -59,14 +59,20 @@ class Conductor:
         started = gevent.event.Event()
         self._environment.events.spawning_complete.add_listener(lambda **_: started.set())
         started.wait()
-        self._environment.events.quitting.add_listener(lambda **_: self._end_everywhere())
-        self._everywhere(BEGIN, self.begin)
+        self._environment.events.quitting.add_listener(lambda **_: self.end_everywhere())
+        self.begin_everywhere()
         gevent.sleep(duration_s)
-        self._end_everywhere()
+        self.end_everywhere()
         self._environment.process_exit_code = 0
         self._runner.quit()
 
-    def _end_everywhere(self) -> None:
+    def begin_everywhere(self) -> None:
+        """Begin the measuring, in this process or in all workers."""
+        self._over = False
+        self._last.clear()
+        self._everywhere(BEGIN, self.begin)
+
+    def end_everywhere(self) -> None:
         """End the measuring, once; what is measured till then is handed over."""
         if not self._over:
             self._over = True

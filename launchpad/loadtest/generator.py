@@ -64,12 +64,22 @@ class Ending:
 
 
 def drive(
-    layout: Layout, server: Server, profile: Profile, processes: int, folder: Path, ending: Ending, observe: Observe
+    layout: Layout,
+    server: Server,
+    profile: Profile,
+    processes: int,
+    folder: Path,
+    ending: Ending,
+    observe: Observe,
+    remote: bool = False,
 ) -> None:
-    """Put a profile's load on the server, and note in `ending` how that went. Locust does not outlive the call."""
+    """Put a profile's load on the server, and note in `ending` how that went. Locust does not outlive the call.
+
+    remote: the processes are workers that people start on other hosts; they are waited for.
+    """
     writer = RunWriter(folder)
     with (folder / LOG).open("wb") as log:
-        generator = _start(layout, profile, processes, log)
+        generator = _start(layout, profile, processes, remote, log)
         try:
             _follow(generator, server, profile, writer, ending, observe)
             generator.wait(timeout=GRACE_S)
@@ -82,13 +92,16 @@ def drive(
         ending.fail(f"Locust ended with exit code {generator.returncode}; see {LOG}")
 
 
-def _start(layout: Layout, profile: Profile, processes: int, log: Any) -> subprocess.Popen[str]:
+def _start(layout: Layout, profile: Profile, processes: int, remote: bool, log: Any) -> subprocess.Popen[str]:
     closed = isinstance(profile, ClosedLoop)
     users = profile.users if isinstance(profile, ClosedLoop) else processes
     rate = profile.spawn_rate if isinstance(profile, ClosedLoop) else processes
     command = [sys.executable, "-m", "locust", "-f", layout.relative(layout.locustfile), USER_CLASS, "--headless"]
     command += [] if closed and profile.shape else [f"--users={users}", f"--spawn-rate={rate}"]
-    command += [f"--processes={processes}"] if processes > 1 else []
+    if remote:
+        command += ["--master", "--master-bind-host=0.0.0.0", f"--expect-workers={processes}"]
+    elif processes > 1:
+        command += [f"--processes={processes}"]
     return subprocess.Popen(
         [*command, "--stop-timeout=0", "--loglevel=WARNING", "--only-summary"],
         cwd=layout.root,

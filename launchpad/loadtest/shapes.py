@@ -19,6 +19,8 @@ def curve(shape: LoadShape | None, peak: float, duration_s: float) -> RateCurve:
 def _points(shape: LoadShape) -> list[tuple[float, float]]:
     """Return (share of the duration, factor), with a jump as two points a millionth apart."""
     low, high = shape.low, shape.high
+    if shape.kind in ("constant", "soak"):
+        return [(0.0, high), (1.0, high)]
     if shape.kind == "ramp":
         return [(0.0, low), (1.0, high)]
     if shape.kind == "spike":

@@ -6,6 +6,7 @@ import csv
 import datetime
 import secrets
 import shutil
+import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from launchpad.layout import Layout
 from launchpad.loadtest import generator, summary
 from launchpad.runfolder import SUMMARY, TOTALS
 from launchpad.server import Server
-from launchpad.spec import Profile
+from launchpad.spec import OpenLoop, Profile
 from launchpad.stage import Context, Outcome, Plan, Stage
 from launchpad.store import Store
 
@@ -36,6 +37,7 @@ class LoadTest(Stage):
         server = Server.ready(context.layout)
         refuse_absent(server)
         name, profile = _profile(context)
+        _refuse_bad_trace(context, profile)
         run_id = context.run or new_run()
         run = Run(
             id=run_id,
@@ -65,7 +67,20 @@ def _drive(context: Context, run: Run, advance: console.Advance) -> None:
         advance(min(run.ending.measured_s, run.profile.duration_s), run.profile.duration_s)
         return True
 
-    generator.drive(context.layout, run.server, run.profile, run.processes, run.folder, run.ending, observe)
+    if context.remote:
+        console.say(f"  waiting for {run.processes} workers; start on each host, in a checkout like this one:")
+        console.say(f"    {_worker_command(run)}")
+    generator.drive(
+        context.layout, run.server, run.profile, run.processes, run.folder, run.ending, observe, context.remote
+    )
+
+
+def _worker_command(run: Run) -> str:
+    settings = f"LAUNCHPAD_PROFILE={run.profile_name} {generator.PROCESSES}={run.processes}"
+    host = f"--host http://SERVER:{run.server.rest_port}"
+    return (
+        f"{settings} locust -f loadtests/ {generator.USER_CLASS} --worker --master-host {socket.gethostname()} {host}"
+    )
 
 
 def new_run() -> str:
@@ -89,6 +104,14 @@ def refuse_absent(server: Server) -> None:
         raise EnvironmentFault(
             f"the launched server does not answer: {error.kind}", fix="run `invoke launch`"
         ) from None
+
+
+def _refuse_bad_trace(context: Context, profile: Profile) -> None:
+    """Raise DeclarationError, before any load, for a trace that cannot be replayed."""
+    if isinstance(profile, OpenLoop) and profile.arrivals not in ("poisson", "constant"):
+        from launchpad.loadtest.arrivals import replay
+
+        replay(context.layout.root / profile.arrivals)
 
 
 def _keep_configuration(layout: Layout, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
@@ -81,12 +82,13 @@ def lines(declaration: Declaration, traffic: Sequence[Traffic]) -> list[Line]:
     return made
 
 
-def connection(declaration: Declaration, protocol: str, timeout_s: float) -> Connection:
-    """Return a connection to the declared server for a protocol of traffic."""
-    ports = declaration.pipeline.serving.ports
+def connection(declaration: Declaration, protocol: str, url: str, timeout_s: float) -> Connection:
+    """Return a connection for a protocol of traffic to the server with a REST URL; gRPC is on its declared port."""
+    place, ports = urlsplit(url), declaration.pipeline.serving.ports
+    host = place.hostname or HOST
     if protocol == "grpc":
-        return GrpcConnection(HOST, ports.grpc, timeout_s)
-    return RestConnection(HOST, ports.rest, timeout_s)
+        return GrpcConnection(host, ports.grpc, timeout_s)
+    return RestConnection(host, place.port or ports.rest, timeout_s)
 
 
 def _request(declaration: Declaration, line: Traffic, examples: Examples, index: int) -> Request:

@@ -1,7 +1,8 @@
 """Locust users that send real requests and check every answer. `loadtests/locustfile.py` says which there are.
 
 `invoke loadtest` gives profile and processes in the environment and reads the results from standard output.
-`locust -f loadtests/` needs none of them; LAUNCHPAD_PROFILE names another profile than the default.
+`locust -f loadtests/` needs none of them; LAUNCHPAD_PROFILE names another profile than the default, and with workers
+LAUNCHPAD_PROCESSES says how many share it.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class ModelUser(User):
         chance = random.Random(f"{self.conductor.worker} {next(self.numbers)}")
         self._requests = _sequence([self.lines[line.line] for line in self.traffic], chance)
 
+    def _connection(self, line: Line) -> Connection:
+        return traffic.connection(declared, line.protocol, self.environment.host or self.host or "", TIMEOUT_S)
+
     def _call(self, connection: Connection, line: Line, request: Request, due_ns: int, held: bool = False) -> None:
         """Send a request, wait for its answer, check it, count it."""
         recorder = self.conductor.recorder
@@ -110,7 +114,7 @@ class ClosedLoopUser(ModelUser):
         while True:
             line, request = next(self._requests)
             if line.protocol not in connections:
-                connections[line.protocol] = traffic.connection(declared, line.protocol, TIMEOUT_S)
+                connections[line.protocol] = self._connection(line)
             self._call(connections[line.protocol], line, request, time.perf_counter_ns())
             if pause_s:
                 gevent.sleep(pause_s)
@@ -151,7 +155,7 @@ class OpenLoopUser(ModelUser):
         held = False
         while True:
             idle = self._idle.setdefault(line.protocol, [])
-            connection = idle.pop() if idle else traffic.connection(declared, line.protocol, TIMEOUT_S)
+            connection = idle.pop() if idle else self._connection(line)
             self._call(connection, line, request, due_ns, held)
             idle.append(connection)
             if not self._waiting:
@@ -211,14 +215,16 @@ def _prepare(environment: Environment, **_: Any) -> None:
     tab = LatencyTab(environment) if environment.web_ui else None
     keep = tell if driven else (lambda part: tab.add(part["lines"]) if tab else None)
     conductor = ModelUser.conductor = Conductor(environment, recorder, keep)
-    if driven and not isinstance(environment.runner, WorkerRunner):
+    if isinstance(environment.runner, WorkerRunner):
+        return  # its master's conductor says when
+    if driven:
         gevent.spawn(conductor.measure, duration_s)
-    elif not driven:
+    else:
         environment.events.test_start.add_listener(lambda **_: _start_by_hand(conductor, tab))
-        environment.events.test_stop.add_listener(lambda **_: conductor.end())
+        environment.events.test_stop.add_listener(lambda **_: conductor.end_everywhere())
 
 
 def _start_by_hand(conductor: Conductor, tab: LatencyTab | None) -> None:
     if tab:
         tab.reset()
-    conductor.begin()
+    conductor.begin_everywhere()
