@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from math import inf
 from queue import SimpleQueue
 from time import monotonic, perf_counter
 
@@ -59,7 +60,7 @@ class Workers:
 class ServiceTimes:
     """What is known of how long runs take, by the order of magnitude of their inputs."""
 
-    INLINE_LIMIT_S = 0.0005 if schedulable_cpus() <= 2 else 0.00015
+    INLINE_LIMIT_S = 0.0008 if schedulable_cpus() <= 2 else 0.00015
     """Runs expected to be shorter take place on the event loop.
 
     With a processor or two there is little to gain from another thread; with more, a run on the event loop is
@@ -79,11 +80,10 @@ class ServiceTimes:
 
     def add(self, magnitude: int, seconds: float) -> None:
         """Learn from a run. The least of the recent times counts: waiting for the processor is not the run's."""
-        least, count = self._recent.get(magnitude, (seconds, 0))
-        if seconds < least or count >= self._MEMORY:
-            self._recent[magnitude] = (seconds, max(count // 2, 1) if count >= self._MEMORY else count + 1)
-        else:
-            self._recent[magnitude] = (least, count + 1)
+        least, count = self._recent.get(magnitude, (inf, 0))
+        if count >= self._MEMORY:
+            least, count = inf, self._PATIENCE
+        self._recent[magnitude] = (min(least, seconds), count + 1)
 
 
 def magnitude(values: Sequence[Tensor]) -> int:

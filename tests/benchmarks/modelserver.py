@@ -42,7 +42,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 784
 BATCHING = (
-    "max_batch_size { value: 64 } batch_timeout_micros { value: 0 } num_batch_threads { value: 1 } "
+    "max_batch_size { value: 64 } batch_timeout_micros { value: 500 } num_batch_threads { value: 1 } "
     "max_enqueued_batches { value: 1000 }"
 )
 
