@@ -51,11 +51,12 @@ def _run(options: Options) -> int:
     import uvloop
 
     from .config import ConfigError
-    from .runtime import tensorflow_version
+    from .runtime import prepare, tensorflow_version
     from .server import ModelServer, StartError
     from .status import ServingError
 
     if options.version:
+        prepare(onednn=False)
         print(f"TensorFlow ModelServer: embedded\nTensorFlow Library: {tensorflow_version()}")
         return 0
 

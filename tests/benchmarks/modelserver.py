@@ -79,7 +79,12 @@ def running(
 ) -> Iterator[subprocess.Popen[Any]]:
     """A process that listens on `port`, stopped in the end."""
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | (environment or {})
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | (environment or {}),
+        start_new_session=True,
     )
     try:
         limit = time.monotonic() + 90
@@ -93,11 +98,11 @@ def running(
                 time.sleep(0.01)
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def hey(port: int, path: str, body_path: Path, connections: int, seconds: float) -> Reading:
