@@ -34,7 +34,7 @@ def reported() -> Iterator[None]:
         yield
 
 
-def run(names: list[str], dry_run: bool = False, duration: float = 0, **options: Any) -> None:
+def run(names: list[str], dry_run: bool = False, duration: float = 0.0, **options: Any) -> None:
     from launchpad import pipeline
 
     with reported():
@@ -47,7 +47,7 @@ def deploy_local(
     force: bool = False,
     dry_run: bool = False,
     profile: str = "",
-    duration: float = 0,
+    duration: float = 0.0,
     processes: int = 1,
 ) -> None:
     """Everything: export, configure, build, launch, warmup, loadtest, report."""
@@ -101,7 +101,7 @@ def warmup(_: Invocation, dry_run: bool = False) -> None:
     }
 )
 def loadtest(
-    _: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0, processes: int = 1, workers: int = 0
+    _: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0.0, processes: int = 1, workers: int = 0
 ) -> None:
     """Drive the running server with Locust; check every answer, record every latency."""
     run(["loadtest"], dry_run, duration, profile=profile or None, processes=workers or processes, remote=workers > 0)
@@ -122,7 +122,7 @@ def capacity(
     model: str = "",
     signature: str = "",
     protocol: str = "rest",
-    p99: float = 0,
+    p99: float = 0.0,
     profile: str = "",
     processes: int = 1,
 ) -> None:

@@ -28,8 +28,13 @@ def _latency(axes: Any, facts: Facts) -> None:
         values = [getattr(second, f"{label}_ms") for second in facts.seconds]
         axes.plot(seconds, [math.nan if value is None else value for value in values], color=color, label=label)
     _objective(axes, facts)
-    axes.set(xlabel="seconds of the run", ylabel="ms")
+    _seconds(axes, "ms")
     axes.set_ylim(bottom=0)
+
+
+def _seconds(axes: Any, unit: str) -> None:
+    axes.set(xlabel="seconds of the run", ylabel=unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _objective(axes: Any, facts: Facts) -> None:
@@ -53,7 +58,7 @@ def _throughput(axes: Any, facts: Facts) -> None:
     failures = [second.failures for second in facts.seconds]
     if any(failures):
         axes.plot(seconds, failures, color=drawing.RED, label="failures")
-    axes.set(xlabel="seconds of the run", ylabel="requests/s")
+    _seconds(axes, "requests/s")
     axes.set_ylim(bottom=0)
 
 
