@@ -18,6 +18,7 @@ from launchpad.examples import Examples, Values, same_answer
 from launchpad.layout import Layout
 from launchpad.loadtest.connections import Connection, GrpcConnection, RestConnection
 from launchpad.modelserver import protos
+from launchpad.modelserver.status import ServingError
 from launchpad.spec import Traffic
 
 REQUESTS = 200
@@ -46,7 +47,7 @@ class Request:
         try:
             given = self._decode(body, self._expected)
             right = all(same_answer(values, given[name]) for name, values in self._expected.items())
-        except (ValueError, KeyError, TypeError, DecodeError):
+        except (ValueError, KeyError, TypeError, DecodeError, ServingError):
             return False
         if right and len(self._known) < MAX_KNOWN:
             self._known.add(body)

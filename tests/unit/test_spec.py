@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from launchpad.spec import Batching, BatchQueue, Model, Pipeline, Step, Traffic, VersionPolicy
+from launchpad.spec import Batching, BatchQueue, ClosedLoop, Model, OpenLoop, Pipeline, Step, Traffic, VersionPolicy
 
 
 def pipeline(**parts) -> Pipeline:
@@ -118,12 +118,47 @@ def test_a_server_without_any_port_is_a_contradiction():
 def test_traffic_that_is_not_declared_goes_to_the_first_signature_of_every_model():
     models = {"a": {"source": "m.py:f"}, "b": {"source": "m.py:f", "signatures": {"bytes": {}, "image": {}}}}
     declared = pipeline(models=models)
-    assert [(line.model, line.signature) for line in declared.traffic("steady")] == [
+    assert [(line.model, line.signature) for line in declared.traffic(ClosedLoop(users=1, duration_s=1))] == [
         ("a", "serving_default"),
         ("b", "bytes"),
     ]
 
 
-def test_a_line_of_traffic_is_named_by_model_signature_and_batch():
+def test_a_line_of_traffic_is_named_by_model_signature_protocol_and_batch():
     assert Traffic(model="m", signature="s").line == "m s"
     assert Traffic(model="m", signature="s", batch=8).line == "m s x8"
+    assert Traffic(model="m", signature="s", protocol="grpc").line == "m s grpc"
+    assert Traffic(model="m", signature="s", protocol="rest_columns", batch=2).line == "m s rest_columns x2"
+
+
+def profile(**parts):
+    return pipeline(loadtest={"profile": "p", "profiles": {"p": {"duration_s": 1, **parts}}}).loadtest.profiles["p"]
+
+
+def test_a_profile_is_a_closed_loop_of_users_unless_it_says_open():
+    assert isinstance(profile(users=3), ClosedLoop)
+    assert profile(loop="open", rate_rps=50) == OpenLoop(loop="open", rate_rps=50, duration_s=1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"loop": "both", "users": 1}, "'closed' or 'open'"),
+        ({"loop": "open", "users": 1}, "rate_rps"),
+        ({"loop": "open", "rate_rps": 0}, "greater than 0"),
+        ({"users": 1, "rate_rps": 5}, "rate_rps"),
+        ({"users": 1, "think_time_ms": -1}, "think_time_ms"),
+        ({"users": 1, "shape": {"kind": "ramp", "low": 1, "high": 1}}, "low must be less than high"),
+        ({"users": 1, "shape": {"kind": "steps", "steps": 1}}, "steps"),
+        ({"users": 1, "shape": {"kind": "zigzag"}}, "kind"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_refused(parts, message):
+    with pytest.raises(ValidationError, match=message):
+        profile(**parts)
+
+
+def test_a_profile_s_title_names_its_loop():
+    assert profile(users=3).title == "3 users in a closed loop"
+    assert profile(loop="open", rate_rps=50).title == "50 requests/s in an open loop, poisson arrivals"
+    assert "replayed" in profile(loop="open", rate_rps=50, arrivals="trace.txt").title

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from launchpad import runfolder
 from launchpad.loadtest import summary
 from launchpad.loadtest.recorder import Recorder
+from launchpad.loadtest.writer import RunWriter
 from launchpad.spec import Objectives
 
 MODELS = {"a s": "a", "a t": "a", "b s": "b"}
@@ -20,15 +21,15 @@ MODELS = {"a s": "a", "a t": "a", "b s": "b"}
 
 def record(folder: Path, requests: list[tuple[str, int | None]], seconds: int = 1) -> None:
     """Record (line, latency in µs or None for a failure), spread evenly over the seconds."""
-    recorder = Recorder(folder, list(MODELS))
+    recorder, writer = Recorder(list(MODELS), open_loop=False), RunWriter(folder)
     for second in range(seconds):
         for line, latency_us in requests[second::seconds]:
             if latency_us is None:
-                recorder.failed(line, "HTTP 503", "full")
+                recorder.failed(line, "HTTP 503", "full", 0, 900_000_000)
             else:
-                recorder.answered(line, latency_us)
-        recorder.flush()
-    recorder.close()
+                recorder.answered(line, 0, 0, latency_us * 1000)
+        writer.add(second, recorder.take())
+    writer.close()
 
 
 def near(value_ms: float, least_us: float, most_us: float | None = None) -> bool:
@@ -118,3 +119,37 @@ def test_a_model_that_was_never_asked_has_not_passed(tmp_path, declared):
 def test_what_is_not_declared_is_no_gate(tmp_path):
     record(tmp_path, [("a s", 5_000)])
     assert gates(tmp_path) == {}
+
+
+def health(folder: Path, lag_ms: float, response_ms: float, cpu: dict[int, float] | None = None) -> dict:
+    recorder, writer = Recorder(list(MODELS), open_loop=True), RunWriter(folder)
+    for _ in range(100):
+        recorder.answered("a s", 0, int(lag_ms * 1e6), int(response_ms * 1e6))
+    writer.add(0, recorder.take())
+    writer.close()
+    return summary.generator_health(folder, 1, cpu or {0: 0.5}, held=3)
+
+
+def test_a_generator_that_keeps_up_does_not_limit_the_run(tmp_path):
+    found = health(tmp_path, lag_ms=0.1, response_ms=5)
+    assert (found["limited"], found["why"], found["held"]) == (False, "", 3)
+    assert found["send_lag_p99_ms"] == pytest.approx(0.1, rel=1e-2)
+
+
+def test_a_generator_that_sends_late_limits_the_run(tmp_path):
+    found = health(tmp_path, lag_ms=20, response_ms=30)
+    assert found["limited"] and "late at p99" in found["why"]
+
+
+def test_a_lag_that_is_small_beside_the_response_time_does_not(tmp_path):
+    assert not health(tmp_path, lag_ms=20, response_ms=500)["limited"]
+
+
+def test_one_process_at_full_cpu_among_several_limits_the_run(tmp_path):
+    found = health(tmp_path, 0.1, 5, cpu={0: 0.2, 1: 0.99})
+    assert found["limited"] and "99%" in found["why"] and found["cpu"] == 0.99
+
+
+def test_a_closed_loop_has_no_send_lag(tmp_path):
+    record(tmp_path, [("a s", 5_000)])
+    assert summary.generator_health(tmp_path, 1, {0: 0.1}, held=0)["send_lag_p99_ms"] is None

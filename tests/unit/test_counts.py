@@ -1,0 +1,58 @@
+"""Counts lose nothing: a histogram fed from them is the histogram fed with every value."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launchpad import runfolder
+from launchpad.loadtest.counts import Counts, add_to, count
+
+PERCENTILES = (0, 25, 50, 90, 99, 99.9, 100)
+IN_RANGE_US = st.one_of(
+    st.integers(runfolder.LOWEST_US, 5000),
+    st.integers(runfolder.LOWEST_US, runfolder.HIGHEST_US),
+    st.integers(0, 29).flatmap(lambda bits: st.integers(max(1, (1 << bits) - 2), min((1 << bits) + 2, 600_000_000))),
+)
+
+
+def counted(values_us: list[int]) -> Counts:
+    counts: Counts = {}
+    for value in values_us:
+        count(counts, value * 1000 + 999)  # what is below a µs is cut off
+    return counts
+
+
+def seen(histogram) -> tuple:
+    percentiles = [histogram.get_value_at_percentile(p) for p in PERCENTILES]
+    ends = histogram.get_min_value(), histogram.get_max_value(), histogram.get_mean_value()
+    return histogram.get_total_count(), *ends, *percentiles
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(IN_RANGE_US, max_size=60))
+def test_a_histogram_fed_from_counts_is_the_one_fed_with_every_value(values_us):
+    direct, through = runfolder.histogram(), runfolder.histogram()
+    for value in values_us:
+        direct.record_value(value)
+    add_to(through, counted(values_us))
+    assert seen(through) == seen(direct)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(IN_RANGE_US, max_size=20), max_size=5))
+def test_counts_of_several_processes_merge_into_the_histogram_of_all(parts):
+    direct, merged = runfolder.histogram(), runfolder.histogram()
+    for part in parts:
+        add_to(merged, list(counted(part).items()))
+        for value in part:
+            direct.record_value(value)
+    assert seen(merged) == seen(direct)
+
+
+def test_what_lies_outside_the_histogram_counts_at_its_ends():
+    histogram = runfolder.histogram()
+    add_to(histogram, counted([0, 10**12]))
+    assert histogram.get_total_count() == 2
+    assert histogram.get_min_value() == runfolder.LOWEST_US
+    assert histogram.get_max_value() >= runfolder.HIGHEST_US
