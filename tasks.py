@@ -108,6 +108,7 @@ def loadtest(
 
 
 @task(
+    auto_shortflags=False,
     help={
         "model": "search for this model alone; the traffic of the profile unless given",
         "signature": "signature of the model; its first unless given",
@@ -115,7 +116,7 @@ def loadtest(
         "p99": "latency to hold in ms; the declared objective unless given",
         "profile": LOAD["profile"],
         "processes": LOAD["processes"],
-    }
+    },
 )
 def capacity(
     _: Invocation,

@@ -12,6 +12,9 @@ from launchpad.runfolder import SUMMARY
 from launchpad.stage import Context, Outcome, Plan, Stage
 
 
+PAGES = ("report.html", "report.md")
+
+
 class Report(Stage):
     name = "report"
     summary = "verdict, charts and tables of the run, as a page and as Markdown"
@@ -37,21 +40,28 @@ def latest_run(layout: Layout) -> str:
 def write(layout: Layout, run: str, folder: Path) -> None:
     """Write the report of a run into `folder`, which is replaced whole.
 
-    Raises DeclarationError if there is no such run, or its summary is not whole.
+    Raises DeclarationError if there is no such run, or its summary is not whole or of another version.
     """
+    import jinja2
+
     from launchpad.report import charts, facts
 
     summary = files.read_json(layout.results(run) / SUMMARY)
     if summary is None:
         raise DeclarationError(f"there is no run {run!r} with a whole {SUMMARY}", layout.relative(layout.results(run)))
-    gathered = facts.gather(layout, run, summary)
-    drawn = charts.draw(gathered)
+    try:
+        gathered = facts.gather(layout, run, summary)
+        drawn = charts.draw(gathered)
+        texts = {name: _render(f"{name}.j2", facts=gathered, charts=drawn) for name in PAGES}
+    except (KeyError, jinja2.UndefinedError) as error:
+        where = layout.relative(layout.results(run) / SUMMARY)
+        raise DeclarationError(f"the run was kept by another version of this project: {error}", where) from error
     new = files.staged(folder)
     new.mkdir()
     for name, (svg, _) in drawn.items():
         files.write_text(new / f"{name}.svg", drawing.on_paper(svg))
-    for template in ("report.html", "report.md"):
-        files.write_text(new / template, _render(f"{template}.j2", facts=gathered, charts=drawn))
+    for name, text in texts.items():
+        files.write_text(new / name, text)
     files.publish(folder)
 
 
