@@ -75,10 +75,37 @@ def configure(_: Invocation, force: bool = False, dry_run: bool = False, check: 
         console.say(Configure().check(pipeline.context(ROOT)).detail)
 
 
-@task(help=COMMON)
-def build(_: Invocation, force: bool = False, dry_run: bool = False) -> None:
-    """Build the server image, where the backend runs one."""
-    run(["build"], dry_run, force=force)
+@task(
+    help={
+        **COMMON,
+        "check": "fail if the committed files differ from what pipeline.yaml gives; build nothing",
+        "print_": "show the docker command that builds the same image; build nothing",
+        "push": "push the image to this registry, such as registry.example:5000/team",
+    }
+)
+def build(
+    _: Invocation,
+    force: bool = False,
+    dry_run: bool = False,
+    check: bool = False,
+    print_: bool = False,
+    push: str = "",
+) -> None:
+    """Render the image's files and build the server image."""
+    if not (check or print_ or push):
+        run(["build"], dry_run, force=force)
+        return
+    with reported():
+        from launchpad import console, pipeline
+        from launchpad.image import stage as image
+
+        given = pipeline.context(ROOT, force=force)
+        if check:
+            console.say(image.Build().check(given).detail)
+        if print_:
+            console.say(image.command(given))
+        if push:
+            console.say(image.push(given, push))
 
 
 @task(help=COMMON)

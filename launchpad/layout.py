@@ -35,12 +35,25 @@ class Layout:
         return self.root / "models" / model / "evidence" / str(version)
 
     @property
+    def serving(self) -> Path:
+        return self.root / "serving"
+
+    @property
     def serving_config(self) -> Path:
-        return self.root / "serving" / "config"
+        return self.serving / "config"
 
     @property
     def tuned(self) -> Path:
-        return self.root / "serving" / "tuned.yaml"
+        return self.serving / "tuned.yaml"
+
+    @property
+    def dockerfile(self) -> Path:
+        return self.serving / "Dockerfile"
+
+    @property
+    def image_record(self) -> Path:
+        """What the build stage says of the image that it built last."""
+        return self.serving / "image.json"
 
     @property
     def locustfile(self) -> Path:

@@ -65,6 +65,7 @@ def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:
     What a live stage measured is reported even when it failed. Raises GateFailed at the end for everything that
     did not hold, and at once the LaunchpadError of a stage that could not do its work.
     """
+    given = replace(given, alone=len(names) == 1)
     if dry_run:
         show_plan(names, given)
         return

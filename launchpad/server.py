@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from launchpad import files
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import Layout
+
+if TYPE_CHECKING:
+    from launchpad.backends import Backend
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Server:
     instance: names this start of the server; results measured on it carry the name.
     content: hash of what it serves, configuration included.
     command: what was run, paths below the checkout relative to it.
+    pid: the server's process; in a container the process that the engine started.
     created: start time of the process, seconds since the epoch; with the pid it names the process for good.
+    container: id of the container that it runs in; empty where it runs in none.
     ready_s: seconds from start to every model AVAILABLE; None until then.
     """
 
@@ -27,13 +30,14 @@ class Server:
     backend: str
     why: str
     content: str
-    pid: int
-    created: float
     command: list[str]
     rest_port: int
     grpc_port: int
     metrics_path: str | None
     models: list[str]
+    pid: int = 0
+    created: float = 0.0
+    container: str = ""
     ready_s: float | None = None
 
     @property
@@ -46,12 +50,20 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        """Tell whether this very process still runs; one that has ended and not been waited for does not."""
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        """Tell whether this very start of the server still runs."""
+        return self.runs_on.is_running(self)
+
+    @property
+    def ending(self) -> str:
+        """How a server that no longer runs has ended, such as `exit code 1`."""
+        return self.runs_on.ending(self)
+
+    @property
+    def runs_on(self) -> Backend:
+        """The backend that runs it."""
+        from launchpad.backends import BACKENDS
+
+        return BACKENDS[self.backend]
 
     def save(self, layout: Layout) -> None:
         files.write_json(layout.server_state, asdict(self))
@@ -60,10 +72,13 @@ class Server:
     def load(cls, layout: Layout) -> Server | None:
         """Return the last server started in this checkout, running or not; None if there is no whole record."""
         state: dict[str, Any] | None = files.read_json(layout.server_state)
+        from launchpad.backends import BACKENDS
+
         try:
-            return cls(**state) if state else None
+            server = cls(**state) if state else None
         except TypeError:
             return None
+        return server if server and server.backend in BACKENDS else None
 
     @classmethod
     def ready(cls, layout: Layout) -> Server:

@@ -317,11 +317,35 @@ class Monitoring(Strict):
     """Path of the Prometheus page on the REST port."""
 
 
+class Container(Strict):
+    """What the docker backend grants the server's container."""
+
+    memory: Annotated[str, Field(pattern="^[1-9][0-9]*[kmg]$")] | None = None
+    """Most memory, such as 512m or 4g; beyond it the kernel kills the server. No limit unless given."""
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    """Processors' worth of time, such as 1.5. No limit unless given."""
+    sysctls: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$")], int | str] = {}
+    """Kernel settings of the container's own network, such as net.core.somaxconn; set at run time."""
+    restart: Literal["never", "on-failure", "unless-stopped"] = "on-failure"
+    """When the engine starts a server again that has ended; on-failure: three times at most."""
+    log_size: Annotated[str, Field(pattern="^[1-9][0-9]*[kmg]$")] = "10m"
+    """Size at which the engine starts a new log file."""
+    log_files: Positive = 3
+    """Log files that the engine keeps."""
+
+
 class Serving(Strict):
     image: str = "tensorflow/serving:2.20.0"
     """Base image; the exporter must not be newer than it."""
     backend: Literal["auto", "docker", "native", "embedded"] = "auto"
     """Where the server runs; `auto` takes the first that can work."""
+    gpu: Literal["none", "prefer", "require"] = "prefer"
+    """Whether the server gets the machine's GPUs; `require` refuses to run without one."""
+    models: Literal["baked", "mounted"] = "baked"
+    """docker: whether the image holds the models or the container mounts them, to publish versions while it runs."""
+    binary: Annotated[str, Field(min_length=1)] = "tensorflow_model_server"
+    """native: the server program, a name on the PATH or a path."""
+    container: Container = Container()
     ports: Ports = Ports()
     batching: ServerBatching = "off"
     """`off`, `tuned` (from serving/tuned.yaml), or parameters."""
@@ -514,6 +538,8 @@ class Pipeline(Strict):
         for flag, value in self.serving.flags.items():
             if not _fits(flag, value):
                 yield ("serving", "flags", flag), f"takes {FLAGS[flag].type.__name__}, not {value!r}"
+        if self.serving.gpu == "require" and _has_no_gpu_code(self.serving.image):
+            yield ("serving", "gpu"), f"{self.serving.image} is the image for CPUs; the one for GPUs ends in -gpu"
         if self.serving.ports.rest == 0 and self.serving.ports.grpc == 0:
             yield ("serving", "ports"), "REST and gRPC are both off: nothing could reach the server"
 
@@ -522,6 +548,12 @@ class Pipeline(Strict):
         return profile.traffic or tuple(
             Traffic(model=name, signature=next(iter(m.signatures))) for name, m in self.models.items()
         )
+
+
+def _has_no_gpu_code(image: str) -> bool:
+    """Tell whether an image is surely one without GPU code: a named tag of TensorFlow Serving's own for CPUs."""
+    name, _, tag = image.partition(":")
+    return name == "tensorflow/serving" and bool(tag) and "gpu" not in tag and "@" not in tag
 
 
 def _no_such(kind: str, name: str, known: Any) -> str:

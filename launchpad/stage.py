@@ -21,7 +21,10 @@ LOCK_FILE = "stage.lock"
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage is given: the declaration, the checkout, and what the user asked for."""
+    """What every stage is given: the declaration, the checkout, and what the user asked for.
+
+    alone: whether one stage was asked for by itself, and not a chain.
+    """
 
     declaration: Declaration
     force: bool = False
@@ -30,6 +33,7 @@ class Context:
     run: str = ""
     processes: int = 1
     remote: bool = False
+    alone: bool = False
 
     @property
     def layout(self) -> Layout:

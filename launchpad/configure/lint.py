@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from launchpad.batching import Effective
 from launchpad.modelserver.flags import FLAGS
 from launchpad.spec import Pipeline
+from launchpad.versions import newer
 
 NEVER_REFUSES = 10_000
 """Enqueued batches from which on a queue is as good as endless: the delay at its end passes any client's patience."""
@@ -72,10 +72,8 @@ def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Finding]:
 
 
 def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[Finding]:
-    server = _version(_tag(pipeline.serving.image))
     for name, exporter in exporters.items():
-        made_by = _version(exporter)
-        if server and made_by and made_by > server:
+        if newer(exporter, _tag(pipeline.serving.image)):
             yield Finding(
                 ("serving", "image"),
                 f"{name} was exported with TensorFlow {exporter}, newer than the server image {pipeline.serving.image}",
@@ -86,11 +84,6 @@ def _exporters(pipeline: Pipeline, exporters: Mapping[str, str]) -> Iterator[Fin
 def _tag(image: str) -> str:
     """Return the tag of an image; a colon before the last slash belongs to the registry's port."""
     return image.rpartition("/")[2].partition(":")[2]
-
-
-def _version(text: str) -> tuple[int, int] | None:
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
 
 
 def _image(pipeline: Pipeline) -> Iterator[Finding]:

@@ -7,12 +7,15 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from launchpad import batching, console, files
+from launchpad import batching, console, files, versions
 from launchpad.configure.lint import lint
 from launchpad.configure.render import render
 from launchpad.errors import GateFailed, Problem
 from launchpad.layout import Layout
 from launchpad.stage import ArtifactStage, Context, Outcome, Unit, spread
+
+WHERE_IT_RUNS = ("backend", "ready_timeout_s", "gpu", "models", "binary", "container")
+"""Keys of `serving` that the server's own files do not depend on."""
 
 
 class Configure(ArtifactStage):
@@ -31,7 +34,7 @@ class Configure(ArtifactStage):
         yield Unit(
             name="config",
             reads={
-                **spread("serving", pipeline.serving.model_dump(mode="json", exclude={"ready_timeout_s", "backend"})),
+                **spread("serving", pipeline.serving.model_dump(mode="json", exclude=set(WHERE_IT_RUNS))),
                 **spread("models", models),
             },
             sources=(tuned,) if tuned.exists() else (),
@@ -72,18 +75,10 @@ def rendered(context: Context) -> dict[str, str]:
 def warnings(context: Context) -> list[Problem]:
     """Return the lint's warnings, each with its line in the declaration."""
     declaration = context.declaration
-    found = lint(declaration.pipeline, batching.effective(declaration), _exporters(context))
+    found = lint(
+        declaration.pipeline, batching.effective(declaration), versions.exporters(context.layout, declaration.pipeline)
+    )
     return [Problem(warning.what, declaration.where(*warning.key), warning.fix) for warning in found]
-
-
-def _exporters(context: Context) -> dict[str, str]:
-    """Return the TensorFlow version that exported each model, from the manifests that are there."""
-    exporters = {}
-    for name, model in context.declaration.pipeline.models.items():
-        manifest = files.read_json(context.layout.evidence(name, model.version) / "manifest.json") or {}
-        if "tensorflow" in manifest:
-            exporters[name] = manifest["tensorflow"]
-    return exporters
 
 
 def _write(context: Context, place: Callable[[Path], Path]) -> None:

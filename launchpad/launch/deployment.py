@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launchpad import files, flagfile
+from launchpad import files
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING, Layout
 
@@ -39,11 +39,6 @@ def localise(text: str, deployment: Path) -> str:
     for root, folder in ((CANONICAL_MODELS, "models"), (CANONICAL_CONFIG, "config")):
         text = text.replace(f'"{root}/', f'"{deployment}/{folder}/').replace(f"={root}/", f"={deployment}/{folder}/")
     return text
-
-
-def flags(layout: Layout) -> list[str]:
-    """Return the command line of the assembled deployment."""
-    return flagfile.read(layout.deployment / "config" / FLAGS_FILE)
 
 
 def content(layout: Layout, models: list[str]) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from launchpad import console
+from launchpad.backends import BACKENDS
 from launchpad.errors import EnvironmentFault
-from launchpad.launch.stage import log_tail
 from launchpad.layout import Layout
+from launchpad.server import Server
 
 
 def show(root: Path, lines: int, follow: bool) -> None:
     """Print the end of the log, and with `follow` what comes. Raises EnvironmentFault if there is no log."""
-    path = Layout(root).server_log
-    if not path.exists():
-        raise EnvironmentFault("there is no server log", Layout(root).relative(path), "run `invoke launch`")
+    layout = Layout(root)
+    server = Server.load(layout)
+    backend = server.runs_on if server else BACKENDS["embedded"]  # the log of a server that was ended is a file
+    tail = backend.log_tail(layout, lines)
+    if not tail and not layout.server_log.exists():
+        raise EnvironmentFault("there is no server log", layout.relative(layout.server_log), "run `invoke launch`")
     if follow:
-        subprocess.run(["tail", f"--lines={lines}", "--follow=name", str(path)], check=False)
+        backend.follow_log(layout, lines)
         return
-    for line in log_tail(path, lines):
+    for line in tail:
         console.out.out(line, highlight=False)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 import time
-from collections import deque
 from dataclasses import replace
-from pathlib import Path
-
-import psutil
 
 from launchpad import console, files
+from launchpad.backends import BACKENDS, Backend, Choice, choose, process
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
-from launchpad.launch import deployment, process
-from launchpad.launch.backends import Backend, choose
+from launchpad.launch import deployment
 from launchpad.layout import Layout
 from launchpad.server import Server
 from launchpad.stage import Context, Outcome, Plan, Stage, Stopwatch
@@ -30,90 +25,89 @@ class Launch(Stage):
     follows = ("export", "configure", "build")
 
     def plan(self, context: Context) -> list[Plan]:
-        backend, _ = choose(context.declaration)
-        running = running_server(context.layout)
-        if running is None:
-            return [Plan(f"{backend.name} server", "none is running")]
-        if context.force:
-            return [Plan(f"{backend.name} server", "forced")]
-        changed = running.content != _content(context, backend)
-        return [Plan(f"{backend.name} server", "what it serves has changed" if changed else "")]
+        choice = choose(context)
+        return [Plan(f"{choice.backend.name} server", _reason(context, choice.backend))]
 
     def run(self, context: Context) -> Outcome:
-        backend, why = choose(context.declaration)
+        choice = choose(context)
         running = running_server(context.layout)
-        content = _content(context, backend)
+        content = _content(context, choice.backend)
         if running and running.ready_s and running.content == content and not context.force and _is_ready(running):
             return Outcome("up to date", f"{_describe(running)}, kept running")
+        for warning in choice.backend.warnings(context):
+            console.say(f"  ! {warning}", "yellow")
         deployment.prepare(context.layout, list(context.declaration.pipeline.models))
-        stop(context.layout)
+        stop(context.layout, needed=choice.backend)
         files.publish(context.layout.deployment)
-        server = _start(context, backend, why, content)
-        return Outcome("done", f"{_describe(server)}, ready in {server.ready_s:.1f} s ({backend.name}: {why})")
+        server = _start(context, choice, content)
+        what = f"{_describe(server)}, ready in {server.ready_s:.1f} s ({server.backend}: {server.why})"
+        return Outcome("done", what)
 
 
 def running_server(layout: Layout) -> Server | None:
-    """Return the recorded server if its process still runs."""
+    """Return the recorded server if it still runs."""
     server = Server.load(layout)
     return server if server and server.is_running else None
 
 
-def stop(layout: Layout) -> int:
-    """End every server of this checkout, recorded or not; return how many there were."""
-    servers = process.servers_of(layout.deployment)
-    process.end(servers)
+def stop(layout: Layout, needed: Backend | None = None) -> int:
+    """End every server of this checkout, recorded or not; return how many there were.
+
+    Raises EnvironmentFault where a backend cannot end its servers; with `needed`, only where that one cannot.
+    """
+    ended = 0
+    for backend in BACKENDS.values():
+        try:
+            ended += backend.stop(layout)
+        except EnvironmentFault:
+            if needed in (None, backend):
+                raise
     layout.server_state.unlink(missing_ok=True)
-    return len(servers)
+    return ended
 
 
-def log_tail(path: Path, lines: int) -> list[str]:
-    """Return the last lines of a log; none if there is no log."""
+def _reason(context: Context, backend: Backend) -> str:
+    running = running_server(context.layout)
+    if running is None:
+        return "none is running"
+    if context.force:
+        return "forced"
     try:
-        with path.open(encoding="utf-8", errors="replace") as log:
-            return [line.rstrip("\n") for line in deque(log, lines)]
-    except FileNotFoundError:
-        return []
+        return "what it serves has changed" if running.content != _content(context, backend) else ""
+    except EnvironmentFault as fault:
+        return fault.problems[0].what
 
 
 def _content(context: Context, backend: Backend) -> str:
     models = list(context.declaration.pipeline.models)
-    return files.digest([backend.name, backend.identity(), deployment.content(context.layout, models)])
+    return files.digest([backend.name, backend.identity(context), deployment.content(context.layout, models)])
 
 
-def _start(context: Context, backend: Backend, why: str, content: str) -> Server:
+def _start(context: Context, choice: Choice, content: str) -> Server:
     """Start a server and wait for it. Raises EnvironmentFault, with the end of its log, if it does not get ready."""
     serving, layout = context.declaration.pipeline.serving, context.layout
     _refuse_taken_ports(context)
-    flags = deployment.flags(layout)
-    child = backend.start(layout, flags)
-    server = Server(
+    draft = Server(
         instance=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
-        backend=backend.name,
-        why=why,
+        backend=choice.backend.name,
+        why=choice.why,
         content=content,
-        pid=child.pid,
-        created=_created(child.pid),
-        command=[word.replace(f"{layout.root}/", "") for word in backend.command(flags)],
+        command=[],
         rest_port=serving.ports.rest,
         grpc_port=serving.ports.grpc,
         metrics_path=serving.monitoring.path if serving.monitoring.enabled and serving.ports.rest else None,
         models=list(context.declaration.pipeline.models),
     )
-    server.save(layout)
+    server = choice.backend.start(context, draft)
     try:
-        server = replace(server, ready_s=_await_ready(server, child, layout, serving.ready_timeout_s))
+        server.save(layout)
+        server = replace(server, ready_s=_await_ready(server, layout, serving.ready_timeout_s))
+        choice.backend.settle(context, server)
     except BaseException:
-        stop(layout)
+        stop(layout, needed=choice.backend)
         raise
     server.save(layout)
     return server
-
-
-def _created(pid: int) -> float:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return time.time()
 
 
 def _refuse_taken_ports(context: Context) -> None:
@@ -128,18 +122,21 @@ def _refuse_taken_ports(context: Context) -> None:
         raise EnvironmentFault(problems)
 
 
-def _await_ready(server: Server, child: subprocess.Popen[bytes], layout: Layout, timeout_s: float) -> float:
+def _await_ready(server: Server, layout: Layout, timeout_s: float) -> float:
     """Wait until every model is AVAILABLE; return the seconds that it took."""
-    clock = Stopwatch()
+    clock, backend = Stopwatch(), server.runs_on
     with console.progress(f"launch: {server.backend} server loads {', '.join(server.models)}") as advance:
-        while not _is_ready(server):
-            if child.poll() is not None:
-                raise _failed(f"the server ended with exit code {child.returncode} while starting", layout)
+        while True:
+            unready = backend.unready(server) if _is_ready(server) else "not every model is AVAILABLE"
+            if not unready:
+                return round(clock.seconds, 2)
+            if not server.is_running:
+                raise _failed(f"the server ended while starting: {server.ending}", server, layout)
             if clock.seconds > timeout_s:
-                raise _failed(f"the server was not ready within {timeout_s:g} s (serving.ready_timeout_s)", layout)
+                what = f"the server was not ready within {timeout_s:g} s (serving.ready_timeout_s): {unready}"
+                raise _failed(what, server, layout)
             advance(min(clock.seconds, timeout_s), timeout_s)
             time.sleep(POLL_S)
-    return round(clock.seconds, 2)
 
 
 def _is_ready(server: Server) -> bool:
@@ -153,8 +150,8 @@ def _is_ready(server: Server) -> bool:
         return False
 
 
-def _failed(what: str, layout: Layout) -> EnvironmentFault:
-    tail = log_tail(layout.server_log, LOG_LINES)
+def _failed(what: str, server: Server, layout: Layout) -> EnvironmentFault:
+    tail = server.runs_on.log_tail(layout, LOG_LINES)
     place = layout.relative(layout.server_log)
     shown = "\n    ".join([f"the end of {place}:", *tail]) if tail else f"{place} is empty"
     return EnvironmentFault(what, fix=shown)
@@ -162,4 +159,4 @@ def _failed(what: str, layout: Layout) -> EnvironmentFault:
 
 def _describe(server: Server) -> str:
     places = [place for place in (server.rest_url, server.grpc_address and f"grpc://{server.grpc_address}") if place]
-    return f"{server.backend} server, process {server.pid}, {' and '.join(places)}"
+    return f"{server.backend} server, {server.runs_on.describe(server)}, {' and '.join(places)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from launchpad import console
+from launchpad.backends import BACKENDS
 from launchpad.client import RestClient, ServerError
 from launchpad.launch.stage import running_server
 from launchpad.layout import Layout
@@ -72,11 +73,11 @@ def show(root: Path) -> None:
     """Print the state of the running server."""
     found = status(Layout(root))
     if found is None:
-        console.say("no server is running in this checkout; `invoke launch` starts one")
+        _show_none(Layout(root))
         return
     server = found.server
     places = ", ".join(filter(None, [server.rest_url, server.grpc_address and f"grpc://{server.grpc_address}"]))
-    console.say(f"{server.backend} server, process {server.pid}, up {_duration(found.uptime_s)}, {places}")
+    console.say(f"{server.backend} server, {server.runs_on.describe(server)}, up {_duration(found.uptime_s)}, {places}")
     if found.trouble:
         console.say(f"  {found.trouble}", "yellow")
     rows = [
@@ -85,6 +86,17 @@ def show(root: Path) -> None:
     ]
     if rows:
         console.table("", ("model", "version", "state", "requests served"), rows, right=("version", "requests served"))
+
+
+def _show_none(layout: Layout) -> None:
+    """Say that the recorded server does not run, how it ended, and which others of this checkout do."""
+    console.say("no server is running in this checkout; `invoke launch` starts one")
+    server = Server.load(layout)
+    if server:
+        console.say(f"  the last one, {server.runs_on.describe(server)}, has ended: {server.ending}", "yellow")
+    for backend in BACKENDS.values():
+        for found in backend.find(layout):
+            console.say(f"  but {found} was found; `invoke launch` replaces it, `invoke stop` ends it", "yellow")
 
 
 def _duration(seconds: float) -> str:

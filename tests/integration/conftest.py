@@ -44,7 +44,8 @@ class Checkout:
         (root / "loadtests").mkdir()
         shutil.copy2(REPOSITORY / "loadtests" / "locustfile.py", root / "loadtests")
         self.rest_port, self.grpc_port = free_ports(2)
-        self.edit(("rest: 8501, grpc: 8500", f"rest: {self.rest_port}, grpc: {self.grpc_port}"))
+        ports = ("rest: 8501, grpc: 8500", f"rest: {self.rest_port}, grpc: {self.grpc_port}")
+        self.edit(ports, ("backend: auto", "backend: embedded"))
         self.invoke("configure", check=True)
 
     def edit(self, *changes: tuple[str, str]) -> None:

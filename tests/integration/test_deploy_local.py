@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from launchpad.launch import process
+from launchpad.backends import process
 from launchpad.server import Server
 
 SHORT = ("--profile", "smoke", "--duration", "2")

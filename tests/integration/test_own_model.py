@@ -19,7 +19,8 @@ def flowers(checkout):
 
 
 def use_own_ports(checkout):
-    checkout.edit(("rest: 8501, grpc: 8500", f"rest: {checkout.rest_port}, grpc: {checkout.grpc_port}"))
+    ports = ("rest: 8501, grpc: 8500", f"rest: {checkout.rest_port}, grpc: {checkout.grpc_port}")
+    checkout.edit(ports, ("backend: auto", "backend: embedded"))
 
 
 @pytest.mark.parametrize("source", ["flowers.keras", "flowers-saved"])

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from launchpad import files
+from launchpad import files, flagfile
 from launchpad.errors import EnvironmentFault
 from launchpad.launch import deployment
 from launchpad.layout import Layout
@@ -42,7 +42,7 @@ def test_configuration_names_the_deployments_own_folders(layout):
     assemble(layout, ["tiny"])
     text = (layout.deployment / "config" / "models.config").read_text()
     assert text == f'base_path: "{layout.deployment}/models/tiny"  # not "/elsewhere/models/x"\n'
-    assert deployment.flags(layout) == [
+    assert flagfile.read(layout.deployment / "config" / "server.flags") == [
         f"--model_config_file={layout.deployment}/config/models.config",
         "--port=1",
     ]

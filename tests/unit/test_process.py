@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from launchpad import children
-from launchpad.launch import process
+from launchpad.backends import process
 
 WAIT = "print('up', flush=True); import sys; sys.stdin.read()"
 FOR_EVER = "print('up', flush=True); import signal; signal.pause()"

@@ -36,12 +36,16 @@ def _describe(pid: int) -> str:
     return f"process {pid} ({command[:100]})"
 
 
-def servers_of(deployment: Path) -> list[psutil.Process]:
-    """Return the running servers that serve from a deployment folder, however they came to be started."""
+def servers_of(deployment: Path, wanted: Callable[[list[str]], bool] = lambda command: True) -> list[psutil.Process]:
+    """Return the running servers that serve from a deployment folder, however they came to be started.
+
+    wanted: tells from a command line whether the server counts.
+    """
     mark = f"--model_config_file={deployment}/"
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if any(word.startswith(mark) for word in process.info["cmdline"] or ()):
+        command = process.info["cmdline"] or []
+        if any(word.startswith(mark) for word in command) and wanted(command):
             found.append(process)
     return found
 
