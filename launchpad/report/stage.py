@@ -11,7 +11,6 @@ from launchpad.layout import Layout
 from launchpad.runfolder import SUMMARY
 from launchpad.stage import Context, Outcome, Plan, Stage
 
-
 PAGES = ("report.html", "report.md")
 
 
