@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 import gevent
 import grpc
@@ -18,6 +20,8 @@ import httptools
 from gevent.hub import get_hub
 
 RECEIVE_BYTES = 64 * 1024
+IDLE_S = 1.0
+"""Pause between two calls after which a connection is looked at before it is used: the server may have closed it."""
 
 
 class NoAnswer(Exception):
@@ -43,6 +47,7 @@ class Connection(ABC):
         self._address = (host, port)
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
+        self._used_s = 0.0
 
     def call(self, request: bytes) -> Answer:
         """Send a request made by this kind of connection's `request` function and wait for its answer.
@@ -51,9 +56,13 @@ class Connection(ABC):
         """
         try:
             with gevent.Timeout(self._timeout_s, NoAnswer("timeout")):
+                if self._socket is not None and time.monotonic() - self._used_s > IDLE_S:
+                    self._catch_up()
                 if self._socket is None:
                     self._open()
-                return self._exchange(request)
+                answer = self._exchange(request)
+                self._used_s = time.monotonic()
+                return answer
         except OSError as error:
             self.close()
             raise NoAnswer(type(error).__name__) from None
@@ -80,6 +89,17 @@ class Connection(ABC):
         self._wait = hub.wait
         self._greet()
 
+    def _catch_up(self) -> None:
+        """Act on what came since the last call; close the connection if the server has no more use for it."""
+        try:
+            data = self._raw.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data or not self._unasked(data):
+            self.close()
+
     def _send(self, data: bytes) -> None:
         try:
             sent = self._raw.send(data)
@@ -98,6 +118,10 @@ class Connection(ABC):
     @abstractmethod
     def _greet(self) -> None:
         """Do what the protocol wants of a new connection."""
+
+    @abstractmethod
+    def _unasked(self, data: bytes) -> bool:
+        """Take what came between two calls; tell whether the connection can still be used."""
 
     @abstractmethod
     def _exchange(self, request: bytes) -> Answer:
@@ -121,6 +145,9 @@ class RestConnection(Connection):
 
     def _greet(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
+
+    def _unasked(self, data: bytes) -> bool:
+        return False  # HTTP/1.1 has nothing to say without a request
 
     def _exchange(self, request: bytes) -> Answer:
         self._parts: list[bytes] = []
@@ -187,6 +214,7 @@ class GrpcConnection(Connection):
         self._received = 0
         self._peer_window = 65535
         self._peer_initial = 65535
+        self._leaving = False
         settings = struct.pack(">HI", 4, WINDOW) + struct.pack(">HI", 1, 0)
         self._send(
             PREFACE + _frame(SETTINGS, 0, 0, settings) + _frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW - 65535))
@@ -204,11 +232,20 @@ class GrpcConnection(Connection):
         self._send_message(head, message)
         while not self._ended:
             self._take(self._receive())
+        if self._leaving:
+            self.close()
         code = self._trailers.get("grpc-status", "")
         if code == "0":
             return Answer("", b"".join(self._body)[5:])
         name = GRPC_CODES[int(code)] if code.isdigit() and int(code) < len(GRPC_CODES) else "no grpc-status"
-        return Answer(name, self._trailers.get("grpc-message", "").encode())
+        return Answer(name, unquote_to_bytes(self._trailers.get("grpc-message", "")))
+
+    def _unasked(self, data: bytes) -> bool:
+        try:
+            self._take(data)
+        except NoAnswer:
+            return False
+        return not self._leaving
 
     def _send_message(self, head: bytes, message: memoryview) -> None:
         """Send a message in frames, as far as the peer's flow-control windows reach; wait where they end."""
@@ -234,11 +271,16 @@ class GrpcConnection(Connection):
         start = 0
         while len(data) - start >= 9:
             size = int.from_bytes(data[start : start + 3], "big")
+            if size > MAX_FRAME:
+                raise NoAnswer("no HTTP/2")
             if len(data) - start - 9 < size:
                 break
             kind, flags = data[start + 3], data[start + 4]
             stream = int.from_bytes(data[start + 5 : start + 9], "big") & WINDOW
-            self._on_frame(kind, flags, stream, data[start + 9 : start + 9 + size])
+            try:
+                self._on_frame(kind, flags, stream, data[start + 9 : start + 9 + size])
+            except (hpack.HPACKError, struct.error, IndexError) as error:
+                raise NoAnswer("no HTTP/2") from error
             start += 9 + size
         self._buffer = data[start:]
 
@@ -258,9 +300,12 @@ class GrpcConnection(Connection):
         elif kind == PING and not flags & ACK:
             self._send(_frame(PING, ACK, 0, payload))
         elif kind == RST_STREAM and stream == self._stream:
-            raise NoAnswer("stream reset")
+            if not self._ended:  # behind a whole answer it says that the rest of the request is not needed
+                raise NoAnswer("stream reset")
         elif kind == GOAWAY:
-            raise NoAnswer("server is going away")
+            self._leaving = True
+            if int.from_bytes(payload[:4], "big") & WINDOW < self._stream:
+                raise NoAnswer("server is going away")
         elif kind == CONTINUATION:
             raise NoAnswer("header block in parts")
 
