@@ -43,7 +43,7 @@ def connect(timeout_s: float = TIMEOUT_S) -> DockerClient:
         client.api.timeout, client.api.trust_env = timeout_s, False
         spoken = client.version(api_version=False)
     except DockerException as error:
-        if "too old" in str(error) or "minimum" in str(error):
+        if re.search("too old|no longer supported", str(error)):
             raise _too_old(place, str(error)) from None
         raise _silent(place) from None
     except OSError:
@@ -136,7 +136,7 @@ REFUSALS = (
         "end that container, or declare another `name`",
     ),
     (
-        r"(?:Bind for|exposing port TCP|listen tcp4?) ([\d.:]+).*(?:already allocated|address already in use)",
+        r"(?:Bind for|exposing port TCP|listen tcp4?) ([\d.]+:\d+).*(?:already allocated|address already in use)",
         r"port \1 is taken",
         "end what holds it, or declare another port under serving.ports",
     ),
@@ -146,7 +146,7 @@ REFUSALS = (
         "install nvidia-container-toolkit and run `nvidia-ctk runtime configure`, or declare serving.gpu: none",
     ),
     (
-        r"sysctl \"?([\w.]+)|/proc/sys/([\w/]+)",
+        r"sysctl (?:key )?['\"]?([\w.]+)|/proc/sys/([\w/]+)",
         r"the kernel setting \1\2 cannot be set for a container here",
         "take it out of serving.container.sysctls",
     ),

@@ -34,7 +34,7 @@ def base_image(client: DockerClient, name: str) -> dict[str, Any]:
     repository, tag = _split(name)
     try:
         with engine.told(f"pulling {name}"), console.progress(f"build: pulling {name}") as advance:
-            _watch(client.api.pull(repository, tag=tag, stream=True, decode=True), _layers(advance))
+            _watch(f"pulling {name}", client.api.pull(repository, tag=tag, stream=True, decode=True), _layers(advance))
     except EnvironmentFault as fault:
         (problem,) = fault.problems
         if problem.fix:
@@ -68,7 +68,7 @@ def build(client: DockerClient, layout: Layout, pipeline: Pipeline, base: Mappin
             decode=True,
             timeout=BUILD_TIMEOUT_S,
         )
-        _watch(events, _steps(advance))
+        _watch(f"building {tag}", events, _steps(advance))
     return describe(client, layout, pipeline, tag, base)
 
 
@@ -86,7 +86,7 @@ def push(client: DockerClient, image: Image, registry: str) -> tuple[str, str | 
         client.api.tag(image.id, repository, tag)
         shown = _layers(advance)
         events = client.api.push(repository, tag=tag, stream=True, decode=True)
-        _watch(events, lambda event: note(event, shown))
+        _watch(f"pushing to {registry}", events, lambda event: note(event, shown))
     return f"{repository}:{tag}", digest
 
 
@@ -180,11 +180,11 @@ def _manifests(layout: Layout, pipeline: Pipeline) -> dict[str, dict[str, str]]:
     return found
 
 
-def _watch(events: Events, seen: Callable[[dict[str, Any]], None]) -> None:
+def _watch(doing: str, events: Events, seen: Callable[[dict[str, Any]], None]) -> None:
     """Follow the engine's events to their end. Raises EnvironmentFault for the first that says an error."""
     for event in events:
         if "error" in event:
-            raise EnvironmentFault([engine.explain(event["error"], "building the image")])
+            raise EnvironmentFault([engine.explain(event["error"], doing)])
         seen(event)
 
 

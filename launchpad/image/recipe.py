@@ -25,17 +25,6 @@ HEALTH_TIMEOUT_S = 5
 PROMETHEUS = "prom/prometheus:v3.5.0"
 PROMETHEUS_PORT = 9090
 
-DOCKERIGNORE = """\
-# Only what serving/Dockerfile copies.
-*
-!models/*/versions
-!serving/config
-!serving/entrypoint.sh
-!serving/healthcheck.sh
-**/.*
-**/__pycache__
-"""
-
 
 def render(
     pipeline: Pipeline, flags: Sequence[str], versions: Mapping[str, Sequence[int]], own_batching: Sequence[str]
@@ -46,13 +35,25 @@ def render(
     of their own, which each of their versions is given.
     """
     files = {
-        ".dockerignore": DOCKERIGNORE,
+        ".dockerignore": dockerignore(pipeline),
         "serving/Dockerfile": dockerfile(pipeline, flags, versions, own_batching),
         "serving/docker-compose.yml": compose(pipeline),
     }
     if _scraped(pipeline):
         files["serving/prometheus.yml"] = prometheus(pipeline)
     return files
+
+
+def dockerignore(pipeline: Pipeline) -> str:
+    """Return what keeps the context to what the Dockerfile copies.
+
+    Paths are spelt out: of a folder that only a pattern names, docker takes in nothing.
+    """
+    wanted = ["serving/config", *(f"serving/{name}" for name in SCRIPTS)]
+    if pipeline.serving.models == "baked":
+        wanted += [f"models/{name}/versions" for name in pipeline.models]
+    lines = ["*", *(f"!{path}" for path in wanted), "**/.*", "**/__pycache__"]
+    return f"{HEADER}# Only what serving/Dockerfile copies.\n" + "\n".join(lines) + "\n"
 
 
 def dockerfile(

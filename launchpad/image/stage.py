@@ -9,6 +9,7 @@ from dataclasses import replace
 from launchpad import console, engine, files, flagfile, imagefile
 from launchpad.backends import choose
 from launchpad.errors import EnvironmentFault, GateFailed, Problem
+from launchpad.exclusive import exclusive
 from launchpad.image import builder, recipe
 from launchpad.imagefile import Image
 from launchpad.layout import FLAGS_FILE
@@ -28,8 +29,7 @@ class Build(Stage):
         return plans
 
     def run(self, context: Context) -> Outcome:
-        for name in drift(context):
-            files.write_text(context.layout.root / name, rendered(context)[name])
+        render(context)
         if not _wanted(context):
             choice = choose(context)
             return Outcome("skipped", f"the {choice.backend.name} backend runs without an image ({choice.why})")
@@ -43,6 +43,12 @@ class Build(Stage):
                 [Problem("differs from what pipeline.yaml gives", name, "run `invoke build`") for name in drifted]
             )
         return Outcome("up to date", f"{len(rendered(context))} image files are what pipeline.yaml gives")
+
+
+def render(context: Context) -> None:
+    """Write those of the image's files that differ from what the declaration gives."""
+    for name in drift(context):
+        files.write_text(context.layout.root / name, rendered(context)[name])
 
 
 def make(context: Context) -> Outcome:
@@ -62,17 +68,23 @@ def make(context: Context) -> Outcome:
 
 def push(context: Context, registry: str) -> str:
     """Push the image of what is here, built if need be; return its name with the digest. Raises EnvironmentFault."""
-    console.say(f"  {make(context).detail}")
-    image = Image.load(context.layout)
-    if image is None:
-        raise EnvironmentFault("the image's record is gone", "serving/image.json", "run `invoke build`")
-    name, digest = builder.push(engine.connect(), image, registry)
-    replace(image, digest=digest).save(context.layout)
+    with exclusive(context.layout.lock):
+        render(context)
+        console.say(f"  {make(context).detail}")
+        image = Image.load(context.layout)
+        if image is None:
+            raise EnvironmentFault("the image's record is gone", "serving/image.json", "run `invoke build`")
+        name, digest = builder.push(engine.connect(), image, registry)
+        replace(image, digest=digest).save(context.layout)
     return f"{name.rpartition(':')[0]}@{digest}" if digest else name
 
 
 def command(context: Context) -> str:
-    """Return the docker command that builds the same image. Asks an engine for the base image, if one answers."""
+    """Return the docker command that builds the same image of the files, which are rendered for it.
+
+    Asks an engine for the base image, if one answers: the tag names it too.
+    """
+    render(context)
     layout, pipeline = context.layout, context.declaration.pipeline
     base = None
     if engine.obstacle() is None:

@@ -133,3 +133,17 @@ def _not_run(why: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"not run: no Docker engine ({why})", pytrace=False)
     pytest.skip(f"not run: no Docker engine ({why})")
+
+
+@pytest.fixture
+def dockerised(checkout, stand_in: str):
+    """A checkout that runs on the docker backend, with the stand-in as its base image."""
+    checkout.edit(("backend: embedded", "backend: docker"), ("image: tensorflow/serving:2.20.0", f"image: {stand_in}"))
+    return checkout
+
+
+@pytest.fixture
+def on_empty(checkout, empty_image: str):
+    """A checkout whose image is built on nothing, in no time."""
+    checkout.edit(("image: tensorflow/serving:2.20.0", f"image: {empty_image}"))
+    return checkout

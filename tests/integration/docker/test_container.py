@@ -1,0 +1,236 @@
+"""The docker backend on the project's own Dockerfile: how the container serves, what it may do, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+import psutil
+import pytest
+import requests
+
+from launchpad import files
+from launchpad.backends.container import HEALTHCHECK
+from launchpad.imagefile import Image
+from launchpad.server import Server
+
+SLEEPER = "#!/bin/bash\nexec sleep 600\n"
+"""A server that opens no port and, as the real one, leaves SIGTERM to the kernel."""
+
+
+@pytest.fixture
+def built(dockerised):
+    dockerised.invoke("build", check=True)
+    return dockerised
+
+
+@pytest.fixture
+def container(built, engine):
+    """The container of a launched server."""
+    built.invoke("launch", check=True)
+    return engine.client.containers.get(Server.ready(built.layout).container)
+
+
+def health(container) -> tuple[int, str]:
+    """Run the image's health check, as the engine does."""
+    done = container.exec_run(container.attrs["Config"]["Healthcheck"]["Test"][1:])
+    return done.exit_code, done.output.decode().strip()
+
+
+@pytest.fixture
+def sleeper(built, engine, tmp_path):
+    """A container of the image whose server sleeps."""
+    script = tmp_path / "tensorflow_model_server"
+    script.write_text(SLEEPER)
+    script.chmod(0o755)
+    mount = {str(script): {"bind": "/usr/bin/tensorflow_model_server", "mode": "ro"}}
+    container = engine.client.containers.run(Image.load(built.layout).id, detach=True, volumes=mount)
+    yield container
+    container.remove(force=True)
+
+
+def test_the_chain_runs_through_a_container(dockerised):
+    done = dockerised.invoke("deploy-local", "--profile", "smoke", "--duration", "2", check=True)
+
+    assert "docker: declared" in done.stdout
+    (run,) = dockerised.runs()
+    assert (dockerised.root / "reports" / run.name / "report.html").exists()
+
+
+def test_the_engine_finds_the_container_healthy_and_it_may_do_nothing_but_serve(container):
+    deadline = time.monotonic() + 30
+    while container.attrs["State"]["Health"]["Status"] != "healthy" and time.monotonic() < deadline:
+        time.sleep(0.5)
+        container.reload()
+    assert container.attrs["State"]["Health"]["Status"] == "healthy"
+    assert health(container) == (0, "ready")
+    assert container.exec_run(["/bin/bash", "-c", "echo $UID"]).output == b"65532\n"
+    assert container.exec_run(["/bin/bash", "-c", ": > /config/x || : > /models/x || : > /x"]).exit_code != 0
+    capabilities = container.exec_run(["/bin/bash", "-c", "grep ^Cap /proc/1/status"]).output.decode().split()
+    assert set(capabilities[1::2]) == {"0" * 16}
+    sysctls = container.exec_run(["cat", "/proc/sys/net/core/somaxconn", "/proc/sys/net/ipv4/tcp_max_syn_backlog"])
+    assert sysctls.output.split() == [b"4096", b"4096"]
+    ports = container.attrs["NetworkSettings"]["Ports"]
+    assert {place["HostIp"] for places in ports.values() if places for place in places} == {"127.0.0.1"}
+    policy = container.attrs["HostConfig"]["RestartPolicy"]
+    assert policy == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert container.attrs["HostConfig"]["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
+
+
+def test_docker_stop_ends_the_server_within_a_second(container):
+    begin = time.monotonic()
+    container.stop(timeout=10)
+    assert time.monotonic() - begin < 1
+    container.reload()
+    assert container.attrs["State"]["ExitCode"] == 0
+
+
+def test_docker_stop_ends_a_server_that_handles_no_signal_too(sleeper):
+    begin = time.monotonic()
+    sleeper.stop(timeout=10)
+    assert time.monotonic() - begin < 1
+    sleeper.reload()
+    assert sleeper.attrs["State"]["ExitCode"] == 128 + signal.SIGTERM
+
+
+def test_the_health_check_tells_loading_from_dead(sleeper, container, built):
+    assert health(sleeper) == (1, f"loading: port {built.rest_port} is not open yet")
+    (server,) = psutil.Process(container.attrs["State"]["Pid"]).children()
+    assert health(container) == (0, "ready")
+
+    server.send_signal(signal.SIGSTOP)
+    try:
+        code, said = health(container)
+    finally:
+        server.send_signal(signal.SIGCONT)
+    assert (code, said) == (1, f"dead: no answer on port {built.rest_port} within 3 s")
+
+    absent = [*HEALTHCHECK, str(built.rest_port), "0", "absent"]
+    assert b"dead: absent has no version AVAILABLE: HTTP/1.1 404" in container.exec_run(absent).output
+
+
+def test_the_health_check_of_a_server_without_rest_asks_for_the_grpc_port(container, built):
+    assert container.exec_run([*HEALTHCHECK, "0", str(built.grpc_port), "digits-mlp"]).exit_code == 0
+
+
+def test_versions_are_swapped_on_the_mount_while_requests_go_on(built):
+    built.edit(("backend: docker", "backend: docker\n  models: mounted"))
+    built.invoke("build", check=True)
+    assert Image.load(built.layout).holds["models"] == "mounted"
+    built.invoke("launch", check=True)
+    url = f"http://127.0.0.1:{built.rest_port}/v1/models/digits-mlp"
+    served = built.layout.deployment / "models" / "digits-mlp"
+    body = {"signature_name": "serving_default", "instances": [[0.0] * 784]}
+    asked = 0
+
+    files.copy_tree(served / "1", served / ".2", link=True)
+    (served / ".2").rename(served / "2")
+
+    deadline = time.monotonic() + 20
+    while "2" not in available(url):
+        assert time.monotonic() < deadline
+        assert requests.post(f"{url}:predict", json=body, timeout=5).status_code == 200
+        asked += 1
+    assert asked
+    assert "AVAILABLE" in built.invoke("status", check=True).stdout
+
+
+def available(url: str) -> set[str]:
+    states = requests.get(url, timeout=5).json()["model_version_status"]
+    return {state["version"] for state in states if state["state"] == "AVAILABLE"}
+
+
+def test_a_server_that_exceeds_its_memory_is_reported_as_such(dockerised):
+    dockerised.edit(("  container:\n", "  container:\n    memory: 96m\n"))
+    dockerised.invoke("build", check=True)
+
+    done = dockerised.invoke("launch")
+
+    assert done.returncode == 3
+    assert "exceeding its memory limit of 96 MiB (serving.container.memory), exit code 137" in done.stdout
+    assert not Server.load(dockerised.layout)
+
+
+def test_a_launch_without_the_image_of_what_is_here_asks_for_a_build(built):
+    built.edit(("grpc_max_threads: 64", "grpc_max_threads: 65"))
+    built.invoke("configure", check=True)
+
+    done = built.invoke("launch")
+
+    assert done.returncode == 3 and "run `invoke build`" in done.stdout
+
+
+def test_a_taken_name_is_told_with_its_owner(built, engine):
+    other = engine.client.containers.create(Image.load(built.layout).id, name="tfs-launchpad-digits")
+    try:
+        done = built.invoke("launch")
+    finally:
+        other.remove(force=True)
+    assert done.returncode == 3
+    assert "the container name tfs-launchpad-digits is taken by something else" in done.stdout
+
+
+def test_a_taken_port_is_told_with_its_holder(built):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", built.grpc_port))
+        taken.listen()
+        done = built.invoke("launch")
+    assert done.returncode == 3 and f"port {built.grpc_port} is taken by process {os.getpid()}" in done.stdout
+
+
+def test_a_required_gpu_that_is_absent_is_told_with_what_was_found(built):
+    built.edit(("backend: docker", "backend: docker\n  gpu: require"))
+    done = built.invoke("launch")
+    assert done.returncode == 3
+    assert "serving.gpu is require, and the engine offers no NVIDIA GPU (runtimes: runc; devices: none)" in done.stdout
+
+
+def test_a_kernel_setting_that_a_container_cannot_have_is_told(built):
+    built.edit(("net.core.somaxconn: 4096", "net.core.no_such: 1"))
+    done = built.invoke("launch")
+    assert done.returncode == 3 and "net" in done.stdout and "serving.container.sysctls" in done.stdout
+
+
+def test_the_stock_entry_point_works_as_in_the_real_image(engine, stand_in, repository):
+    """MODEL_NAME and MODEL_BASE_PATH from the environment, arguments appended: the contract that the stand-in keeps."""
+    versions = {str(repository / "models/digits-mlp/versions"): {"bind": "/models/digits-mlp", "mode": "ro"}}
+    container = engine.client.containers.run(
+        stand_in,
+        ["--file_system_poll_wait_seconds=0"],
+        detach=True,
+        environment={"MODEL_NAME": "digits-mlp"},
+        volumes=versions,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while b"gRPC API at" not in container.logs():
+            assert time.monotonic() < deadline, container.logs()
+            time.sleep(0.2)
+        assert container.exec_run([*HEALTHCHECK[:1], "-c", "type -P curl"]).exit_code != 0
+        words = container.exec_run(["cat", "/proc/1/cmdline"]).output.split(b"\0")
+        assert words[1:3] == [b"/usr/bin/tf_serving_entrypoint.sh", b"--file_system_poll_wait_seconds=0"]
+    finally:
+        container.remove(force=True)
+
+
+def test_an_engine_that_stops_in_mid_run_fails_the_run(built, engine):
+    if not engine.is_own:
+        pytest.skip("not run: the engine is not the tests' own to stop")
+    built.invoke("launch", check=True)
+    started = built.start("loadtest", "--profile", "smoke", "--duration", "60")
+    while not any((run / "history.csv").exists() for run in built.runs()):
+        assert started.poll() is None
+        time.sleep(0.1)
+    engine.stop()
+    try:
+        output, _ = started.communicate(timeout=60)
+        status = built.invoke("status")
+        stopped = built.invoke("stop")
+    finally:
+        engine.start()
+    assert started.returncode == 1 and "the server ended in the middle of the run" in output
+    assert status.returncode == 0 and "no Docker engine answers" in status.stdout
+    assert stopped.returncode == 3 and "start the engine" in stopped.stdout
+    assert "Traceback" not in output + status.stdout + stopped.stdout
