@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from launchpad.runfolder import FAILED, RESPONSE
 BEGIN, END, SECOND = "launchpad_begin", "launchpad_end", "launchpad_second"
 SHORT_S = 0.5
 """Part of a second up to which it is counted with the second before."""
+DRAIN_S = 5.0
+"""How long answers are waited for when no request is begun any more; what is open then counts as failed."""
 GRACE_S = 5.0
 """How long the master waits for the last seconds of its workers."""
 
@@ -33,19 +36,27 @@ class Conductor:
     """One in each process of a run. `begun` is set while requests are to be counted.
 
     keep: takes what each process handed over, in the process that runs alone or is the master.
+
+    Users keep `under_way` ({connection: (line, due_ns)}) and `waiting` ((line, request, due_ns) for want of a
+    connection) up to date, say with `scheduling` that a schedule has not been gone through, and begin no request while
+    `closing` is set: so that no request that was due is left out of a run's figures.
     """
 
     def __init__(self, environment: Environment, recorder: Recorder, keep: Callable[[dict[str, Any]], None]) -> None:
         self.recorder = recorder
         self._keep = keep
         self.begun = gevent.event.Event()
+        self.closing = False
+        self.scheduling = False
+        self.under_way: dict[Any, tuple[str, int]] = {}
+        self.waiting: deque[tuple[Any, Any, int]] = deque()
         self._environment = environment
         self._runner: Any = environment.runner
         self._last: set[int] = set()
         self._over = False
         if isinstance(self._runner, WorkerRunner):
             self._runner.register_message(BEGIN, lambda **_: self.begin())
-            self._runner.register_message(END, lambda **_: self.end())
+            self._runner.register_message(END, lambda msg, **_: gevent.spawn(self.end, msg.data))
         elif isinstance(self._runner, MasterRunner):
             self._runner.register_message(SECOND, lambda msg, **_: self._receive(msg.data))
 
@@ -62,7 +73,7 @@ class Conductor:
         self._environment.events.quitting.add_listener(lambda **_: self.end_everywhere())
         self.begin_everywhere()
         gevent.sleep(duration_s)
-        self.end_everywhere()
+        self.end_everywhere(drain=True)
         self._environment.process_exit_code = 0
         self._runner.quit()
 
@@ -72,13 +83,13 @@ class Conductor:
         self._last.clear()
         self._everywhere(BEGIN, self.begin)
 
-    def end_everywhere(self) -> None:
-        """End the measuring, once; what is measured till then is handed over."""
+    def end_everywhere(self, drain: bool = False) -> None:
+        """End the measuring, once; what is measured till then is handed over. drain: wait for what is under way."""
         if not self._over:
             self._over = True
-            self._everywhere(END, self.end)
+            self._everywhere(END, self.end, drain)
             if isinstance(self._runner, MasterRunner):
-                self._await_last()
+                self._await_last(GRACE_S + (DRAIN_S if drain else 0))
 
     def begin(self) -> None:
         """Count from now on. What is there by now stays for the run: the collector need not look at it again."""
@@ -87,23 +98,42 @@ class Conductor:
         self.recorder.take()
         self._clock = time.perf_counter(), time.process_time()
         self._second = 0
+        self.closing = False
         self._ending = gevent.event.Event()
         self.begun.set()
         self._hand_over = gevent.spawn(self._hand_over_each_second)
 
-    def end(self) -> None:
-        """Count no more, and hand over what the last second held."""
+    def end(self, drain: bool = False) -> None:
+        """Count no more, and hand over what the last second held. drain: first wait for what is under way."""
         if self.begun.is_set():
+            if drain:
+                self._drain()
             self.begun.clear()
             self._ending.set()
             self._hand_over.join()
+            if drain:
+                self._give_up()
             self._deliver(last=True)
 
-    def _everywhere(self, message: str, own: Any) -> None:
+    def _drain(self) -> None:
+        self.closing = True
+        deadline = time.monotonic() + DRAIN_S
+        while (self.under_way or self.waiting or self.scheduling) and time.monotonic() < deadline:
+            gevent.sleep(0.001)
+
+    def _give_up(self) -> None:
+        """Count what is still open as failed."""
+        open_still = [*self.under_way.values(), *((line.name, due_ns) for line, _, due_ns in self.waiting)]
+        for name, due_ns in open_still:
+            self.recorder.failed(name, "no answer: not by the end", "", due_ns, time.perf_counter_ns())
+
+    def _everywhere(self, message: str, own: Callable[..., None], data: Any = None) -> None:
         if isinstance(self._runner, MasterRunner):
-            self._runner.send_message(message)
-        else:
+            self._runner.send_message(message, data)
+        elif data is None:
             own()
+        else:
+            own(data)
 
     def _hand_over_each_second(self) -> None:
         begin = self._clock[0]
@@ -135,8 +165,8 @@ class Conductor:
             self._last.add(part["worker"])
         self._keep(part)
 
-    def _await_last(self) -> None:
-        deadline = time.monotonic() + GRACE_S
+    def _await_last(self, longest_s: float) -> None:
+        deadline = time.monotonic() + longest_s
         while len(self._last) < self._runner.worker_count and time.monotonic() < deadline:
             gevent.sleep(0.05)
 

@@ -12,7 +12,6 @@ import os
 import random
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,16 +83,20 @@ class ModelUser(User):
 
     def _call(self, connection: Connection, line: Line, request: Request, due_ns: int, held: bool = False) -> None:
         """Send a request, wait for its answer, check it, count it."""
-        recorder = self.conductor.recorder
+        recorder, under_way = self.conductor.recorder, self.conductor.under_way
+        under_way[connection] = line.name, due_ns
         sent_ns = time.perf_counter_ns()
         try:
             answer = connection.call(request.wire)
         except NoAnswer as error:
             recorder.failed(line.name, f"no answer: {error.kind}", "", due_ns, time.perf_counter_ns())
-            gevent.sleep(0.01)  # a server that is gone is not to be asked in a tight loop
-            return
+            answer = None
+        finally:
+            del under_way[connection]
         ended_ns = time.perf_counter_ns()
-        if answer.kind:
+        if answer is None:
+            gevent.sleep(0.01)  # a server that is gone is not to be asked in a tight loop
+        elif answer.kind:
             recorder.failed(line.name, answer.kind, answer.body.decode(errors="replace"), due_ns, ended_ns)
         elif request.is_right(answer.body):
             recorder.answered(line.name, due_ns, sent_ns, ended_ns, held)
@@ -111,13 +114,14 @@ class ClosedLoopUser(ModelUser):
     def ask(self) -> None:
         connections: dict[str, Connection] = {}
         pause_s = self.wait_time()
-        while True:
+        while not self.conductor.closing:
             line, request = next(self._requests)
             if line.protocol not in connections:
                 connections[line.protocol] = self._connection(line)
             self._call(connections[line.protocol], line, request, time.perf_counter_ns())
             if pause_s:
                 gevent.sleep(pause_s)
+        gevent.sleep(duration_s)
 
 
 class OpenLoopUser(ModelUser):
@@ -130,11 +134,13 @@ class OpenLoopUser(ModelUser):
         assert isinstance(profile, OpenLoop)
         due_s = _due(profile, self.conductor.worker)
         self._idle: dict[str, list[Connection]] = {}
-        self._waiting: deque[tuple[Line, Request, int]] = deque()
+        self._waiting = self.conductor.waiting
+        self._waiting.clear()
         self._limit = profile.max_in_flight
         calls = gevent.pool.Group()
         pacer = Pacer()
         self.conductor.begun.wait()
+        self.conductor.scheduling = True
         begin_ns = time.perf_counter_ns()
         try:
             for due_ns in (begin_ns + (due_s * 1e9).astype(np.int64)).tolist():
@@ -144,9 +150,11 @@ class OpenLoopUser(ModelUser):
                     calls.spawn(self._serve, line, request, due_ns)
                 else:
                     self._waiting.append((line, request, due_ns))
+            self.conductor.scheduling = False
             calls.join()
             gevent.sleep(duration_s)
         finally:
+            self.conductor.scheduling = False
             pacer.close()
             calls.kill()
 

@@ -84,3 +84,11 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     made = Checkout(tmp_path / "checkout")
     yield made
     stop(made.layout)
+
+
+@pytest.fixture(scope="module")
+def shared_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """One checkout for all tests of a module, which leave it as they found it."""
+    made = Checkout(tmp_path_factory.mktemp("shared") / "checkout")
+    yield made
+    stop(made.layout)
