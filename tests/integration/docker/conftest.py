@@ -68,6 +68,7 @@ class Engine:
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The engine that answers, or one that is started for the tests; DOCKER_HOST names it meanwhile."""
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # where dockerd and debootstrap are
     before = os.environ.get("DOCKER_HOST")
     there = kernel.address()
     if _answers(there):
