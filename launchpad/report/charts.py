@@ -109,11 +109,13 @@ def _warmup(axes: Any, facts: Facts) -> None:
 
 
 def _warmup_in_words(facts: Facts) -> str:
-    cold = [row for row in facts.summary["warmup"] if row["met_cold_server"]]
-    if not cold:
-        return "No first request met a cold server: each was close to the steady median."
-    worst = max(cold, key=lambda row: row["first_ms"])
+    known = [row for row in facts.summary["warmup"] if row["first_ms"] and row["steady_ms"]]
+    cold = [row for row in known if row["met_cold_server"]]
+    if not known:
+        return "No first request was answered."
+    worst = max(cold or known, key=lambda row: row["first_ms"])
     return (
-        f"{len(cold)} first requests met a cold server; the worst, {worst['model']} {worst['signature']} over "
-        f"{worst['protocol']}, took {worst['first_ms']:.1f} ms against {worst['steady_ms']:.1f} ms."
+        f"{len(cold) or 'No'} first request{'s' if len(cold) > 1 else ''} met a cold server; the slowest, "
+        f"{worst['model']} {worst['signature']} over {worst['protocol']}, took {worst['first_ms']:.1f} ms against a "
+        f"steady median of {worst['steady_ms']:.1f} ms."
     )
