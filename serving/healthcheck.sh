@@ -31,8 +31,8 @@ connect() {
 }
 
 ask() { # the status line and the body of GET $1, in $status and $body
-  local line length=
-  status= body=
+  local line length=''
+  status='' body=''
   connect "$rest"
   printf 'GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' "$1" >&3
   IFS= read -r -t "$seconds" status <&3 || dead "no answer on port $rest within $seconds s"

@@ -89,14 +89,17 @@ def show(root: Path) -> None:
 
 
 def _show_none(layout: Layout) -> None:
-    """Say that the recorded server does not run, how it ended, and which others of this checkout do."""
-    console.say("no server is running in this checkout; `invoke launch` starts one")
+    """Say that the launched server does not run, how it ended, and which others of this checkout do."""
+    others = [found for backend in BACKENDS.values() for found in backend.find(layout)]
+    if not others:
+        console.say("no server is running in this checkout; `invoke launch` starts one")
     server = Server.load(layout)
     if server:
         console.say(f"  the last one, {server.runs_on.describe(server)}, has ended: {server.ending}", "yellow")
-    for backend in BACKENDS.values():
-        for found in backend.find(layout):
-            console.say(f"  but {found} was found; `invoke launch` replaces it, `invoke stop` ends it", "yellow")
+    for found in others:
+        console.say(
+            f"  {found} runs and is not as launched; `invoke launch` replaces it, `invoke stop` ends it", "yellow"
+        )
 
 
 def _duration(seconds: float) -> str:

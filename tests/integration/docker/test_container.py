@@ -51,10 +51,12 @@ def sleeper(built, engine, tmp_path):
     container.remove(force=True)
 
 
-def test_the_chain_runs_through_a_container(dockerised):
+def test_auto_takes_the_engine_and_the_chain_runs_through_a_container(dockerised):
+    dockerised.edit(("backend: docker", "backend: auto"))
+
     done = dockerised.invoke("deploy-local", "--profile", "smoke", "--duration", "2", check=True)
 
-    assert "docker: declared" in done.stdout
+    assert "(docker: a Docker engine answers)" in done.stdout
     (run,) = dockerised.runs()
     assert (dockerised.root / "reports" / run.name / "report.html").exists()
 
@@ -77,6 +79,21 @@ def test_the_engine_finds_the_container_healthy_and_it_may_do_nothing_but_serve(
     policy = container.attrs["HostConfig"]["RestartPolicy"]
     assert policy == {"Name": "on-failure", "MaximumRetryCount": 3}
     assert container.attrs["HostConfig"]["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
+
+
+def test_a_container_that_the_engine_started_again_is_another_start(container, built):
+    (server,) = psutil.Process(container.attrs["State"]["Pid"]).children()
+    server.kill()
+    deadline = time.monotonic() + 20
+    while container.attrs["RestartCount"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        container.reload()
+
+    status = built.invoke("status", check=True).stdout
+    assert "the engine started it again" in status and "runs and is not as launched" in status
+    assert not Server.ready(built.layout).is_running
+    assert "ended 1 server" in built.invoke("stop", check=True).stdout
 
 
 def test_docker_stop_ends_the_server_within_a_second(container):
