@@ -124,7 +124,8 @@ def _quick_numbers(values: Any, dtype: int, body: bytes) -> Tensor | None:
     while isinstance(inner, simdjson.Array):
         shape.append(len(inner))
         inner = inner[0]
-    if body.count(b"[") != len(shape) and not _is_regular(body, tuple(shape)):
+    single = prod(shape[:-1]) == 1
+    if not (body.count(b"[") == len(shape) if single else _is_regular(body, tuple(shape))):
         return None
     buffer_type, parsed, stored = _BUFFERS[dtype]
     flat = np.frombuffer(values.as_buffer(of_type=buffer_type), parsed)
