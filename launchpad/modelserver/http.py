@@ -71,6 +71,8 @@ class _HeadReader:
     def __init__(self) -> None:
         self.url = b""
         self.headers: dict[bytes, bytes] = {}
+        self.keep_alive = True
+        self.parser = httptools.HttpRequestParser(self)
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -78,13 +80,15 @@ class _HeadReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower()] = value
 
+    def on_headers_complete(self) -> None:
+        self.keep_alive = self.parser.should_keep_alive()  # the parser forgets it as a request without a body ends
+
 
 def parse_head(data: bytes) -> Head:
     """Parse a head that ends with its empty line; raises BadRequest."""
     reader = _HeadReader()
-    parser = httptools.HttpRequestParser(reader)
     try:
-        parser.feed_data(data)
+        reader.parser.feed_data(data)
         url = httptools.parse_url(reader.url)
     except httptools.HttpParserUpgrade:
         raise BadRequest(400, "Upgrades are not supported") from None
@@ -95,9 +99,9 @@ def parse_head(data: bytes) -> Head:
     if not length.isdigit() or len(length) > 18:
         raise BadRequest(400, "Malformed Content-Length")
     return Head(
-        parser.get_method().decode("latin-1"),
+        reader.parser.get_method().decode("latin-1"),
         (url.path or b"/").decode("latin-1"),
-        parser.should_keep_alive(),
+        reader.keep_alive,
         int(length),
         headers.get(b"transfer-encoding", b"").lower() == b"chunked",
         headers.get(b"content-encoding", b"").lower() == b"gzip",

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,11 @@ def test_memory_of_unloaded_versions_is_given_back(start_server: Start, models: 
     for number in range(5, 13):
         swap(number)
     assert server.rss_mb() < before + 20
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"HTTP/1.0\r\n\r\n"])
+def test_a_client_that_wants_the_connection_closed_gets_it_closed(probe: Server, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", probe.rest_port), timeout=10) as client:
+        client.sendall(b"GET /v1/models/probe " + head)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200") and b"AVAILABLE" in answer
