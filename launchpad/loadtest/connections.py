@@ -178,6 +178,9 @@ END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 MAX_FRAME = 16384
 WINDOW = (1 << 31) - 1
 HALF_WINDOW = 1 << 30
+MAX_BLOCKS = 16
+
+_FRAME_HEAD = struct.Struct(">HBBBI")  # the length has three bytes
 
 GRPC_CODES = [code.name for code in grpc.StatusCode]
 """Names by number."""
@@ -209,6 +212,7 @@ class GrpcConnection(Connection):
 
     def _greet(self) -> None:
         self._decoder = hpack.Decoder()
+        self._blocks: dict[bytes, dict[str, str]] = {}
         self._stream = -1
         self._buffer = b""
         self._received = 0
@@ -249,7 +253,7 @@ class GrpcConnection(Connection):
 
     def _send_message(self, head: bytes, message: memoryview) -> None:
         """Send a message in frames, as far as the peer's flow-control windows reach; wait where they end."""
-        out = [head]
+        out: list[bytes | memoryview] = [head]
         start = 0
         while start < len(message) and not self._ended:
             room = min(self._peer_window, self._stream_window, MAX_FRAME)
@@ -262,7 +266,8 @@ class GrpcConnection(Connection):
             start += len(part)
             self._peer_window -= len(part)
             self._stream_window -= len(part)
-            out.append(_frame(DATA, END_STREAM if start == len(message) else 0, self._stream, bytes(part)))
+            out.append(_frame_head(len(part), DATA, END_STREAM if start == len(message) else 0, self._stream))
+            out.append(part)
         self._send(b"".join(out))
 
     def _take(self, data: bytes) -> None:
@@ -325,10 +330,21 @@ class GrpcConnection(Connection):
             payload = payload[5:]
         if not flags & END_HEADERS:
             raise NoAnswer("header block in parts")
-        headers = self._decoder.decode(payload)
+        headers = self._decoded(payload)
         if stream == self._stream:
-            self._trailers.update((str(name), str(value)) for name, value in headers)
+            self._trailers.update(headers)
             self._ended = bool(flags & END_STREAM)
+
+    def _decoded(self, block: bytes) -> dict[str, str]:
+        """Return the headers of a block. Blocks without compression state, as most are, are decoded once."""
+        table = self._decoder.header_table
+        stateless = not table.dynamic_entries
+        if stateless and block in self._blocks:
+            return self._blocks[block]
+        headers = {str(name): str(value) for name, value in self._decoder.decode(block)}
+        if stateless and not table.dynamic_entries and len(self._blocks) < MAX_BLOCKS:
+            self._blocks[block] = headers
+        return headers
 
     def _on_settings(self, payload: bytes) -> None:
         for start in range(0, len(payload) - 5, 6):
@@ -340,7 +356,11 @@ class GrpcConnection(Connection):
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+    return _frame_head(len(payload), kind, flags, stream) + payload
+
+
+def _frame_head(length: int, kind: int, flags: int, stream: int) -> bytes:
+    return _FRAME_HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
 
 
 def _short(length: int) -> bytes:

@@ -498,6 +498,18 @@ def test_a_reset_without_error_behind_a_whole_answer_takes_nothing_from_it():
         assert [call(connection, b"x").body for _ in range(2)] == [b"hi", b"hi"]
 
 
+def test_compressed_headers_that_mean_something_else_each_time_are_decoded_each_time():
+    """The first answer's trailers enter the table; the later ones name them by an index that moves."""
+    indexed = [b"\x40\x0bgrpc-status\x010", b"\x40\x0bgrpc-status\x0214", b"\xbe", b"\xbf"]
+
+    def answer(_: int, stream: int) -> bytes:
+        message = frame(DATA, 0, stream, struct.pack(">BI", 0, 2) + b"hi")
+        return frame(HEADERS, 4, stream, OK_HEADERS) + message + frame(HEADERS, 5, stream, indexed[stream // 2])
+
+    with spoken(framed(answer)) as connection:
+        assert [call(connection, b"x").kind for _ in indexed] == ["", "UNAVAILABLE", "UNAVAILABLE", ""]
+
+
 def test_trailers_without_a_status_are_told():
     with spoken(framed(lambda _, stream: frame(HEADERS, 5, stream, OK_HEADERS))) as connection:
         assert call(connection, b"x").kind == "no grpc-status"
