@@ -6,6 +6,7 @@ little of the machine that it measures. Nothing here knows of models.
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
@@ -19,6 +20,7 @@ import hpack
 import httptools
 from gevent.hub import get_hub
 
+NUMERIC = re.compile(r"\d+\.\d+\.\d+\.\d+")
 RECEIVE_BYTES = 64 * 1024
 IDLE_S = 1.0
 """Pause between two calls after which a connection is looked at before it is used: the server may have closed it."""
@@ -79,7 +81,7 @@ class Connection(ABC):
             self._socket = None
 
     def _open(self) -> None:
-        opened = socket.create_connection(self._address)
+        opened = self._connected()
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = opened
         # gevent's socket tries to receive before it waits; here the answer is never there yet, so waiting comes first.
@@ -88,6 +90,18 @@ class Connection(ABC):
         self._watcher = hub.loop.io(opened.fileno(), 1)
         self._wait = hub.wait
         self._greet()
+
+    def _connected(self) -> socket.socket:
+        """Return a connected socket. A numeric address is not looked up: that takes a thread, and milliseconds."""
+        if not NUMERIC.fullmatch(self._address[0]):
+            return socket.create_connection(self._address)
+        opened = socket.socket()
+        try:
+            opened.connect(self._address)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     def _catch_up(self) -> None:
         """Act on what came since the last call; close the connection if the server has no more use for it."""

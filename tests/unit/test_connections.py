@@ -239,6 +239,13 @@ def test_a_port_that_nobody_listens_on_refuses():
     assert raised.value.kind == "ConnectionRefusedError"
 
 
+def test_a_server_may_be_named():
+    with server(answering(response(b"x"))) as port:
+        connection = RestConnection("localhost", port, TIMEOUT_S)
+        assert ask(connection).body == b"x"
+        connection.close()
+
+
 def test_an_idle_connection_that_the_server_has_closed_is_opened_again_without_a_failure(monkeypatch):
     """As servers do after their idle time; the close is known before the next request is sent."""
     monkeypatch.setattr(connections, "IDLE_S", 0.0)
