@@ -5,7 +5,8 @@
     python -m tests.benchmarks.fixed_servers stall PORT 10 0.5       # at once, but for 0.5 s in every 10 s at their end
     python -m tests.benchmarks.fixed_servers queue PORT 0.002        # one server that takes 2 ms for each, first come
 
-Answers are timed by a timerfd, since the event loops count in whole ms.
+Answers are timed by a timerfd, since event loops count in whole ms. GET /lateness tells how much later than promised
+they were written all the same, at p50, p99 and p99.9 in ms: that much the truth is off, whoever measures.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable
 
 import httptools
+import numpy as np
+import orjson
 import uvloop
 
 from launchpad.loadtest.pacer import CLOCK_MONOTONIC, SECOND_NS, TFD_NONBLOCK, TFD_TIMER_ABSTIME, _Itimerspec, _Timespec
@@ -28,6 +31,8 @@ from tests.benchmarks.loadgen_setting import REST_ANSWER, grpc_answer
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 HTTP_ANSWER = HEAD % len(REST_ANSWER) + REST_ANSWER
+
+LATENESS = b"/lateness"
 
 When = Callable[[int], int]
 """Returns when a request is answered that came at a time, both in ns of the monotonic clock."""
@@ -66,6 +71,7 @@ class Clock:
         self._libc = ctypes.CDLL(None)
         self._descriptor = self._libc.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)
         self._due: list[tuple[int, int, Callable[[], None]]] = []
+        self.late_ns: list[int] = []
         self._order = itertools.count()
         loop.add_reader(self._descriptor, self._run)
 
@@ -82,7 +88,9 @@ class Clock:
     def _run(self) -> None:
         os.read(self._descriptor, 8)
         while self._due and self._due[0][0] <= time.monotonic_ns():
-            heapq.heappop(self._due)[2]()
+            moment, _, call = heapq.heappop(self._due)
+            call()
+            self.late_ns.append(time.monotonic_ns() - moment)
         if self._due:
             self._set()
 
@@ -101,8 +109,16 @@ class Http(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
+    def on_url(self, url: bytes) -> None:
+        self._url = url
+
     def on_message_complete(self) -> None:
         now = time.monotonic_ns()
+        if self._url == LATENESS:
+            late = np.percentile(self._clock.late_ns or [0], (50, 99, 99.9)) / 1e6
+            body = orjson.dumps(late.round(3).tolist())
+            self._transport.write(HEAD % len(body) + body)  # type: ignore[attr-defined]
+            return
         moment = self._when(now)
         if moment <= now:
             self._answer()
