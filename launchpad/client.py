@@ -16,6 +16,7 @@ from launchpad.modelserver import protos
 from launchpad.modelserver.tensor_proto import from_proto
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
+RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 
 
 class ServerError(Exception):
@@ -46,8 +47,15 @@ class RestClient:
 
     def states(self, model: str) -> dict[int, str]:
         """Return {version: state} of a model, such as {1: "AVAILABLE"}. Raises ServerError."""
+        return {version: state for version, (state, _) in self.statuses(model).items()}
+
+    def statuses(self, model: str) -> dict[int, tuple[str, str]]:
+        """Return {version: (state, error message, empty if there is none)} of a model. Raises ServerError."""
         answer = self._call("GET", f"/v1/models/{model}")
-        return {int(status["version"]): status["state"] for status in answer["model_version_status"]}
+        return {
+            int(entry["version"]): (entry["state"], entry["status"]["error_message"])
+            for entry in answer["model_version_status"]
+        }
 
     def metadata(self, model: str) -> dict[str, Any]:
         """Return the signatures of a model's newest version as the server lists them. Raises ServerError."""
@@ -98,6 +106,11 @@ class GrpcClient:
             request_serializer=protos.PredictRequest.SerializeToString,
             response_deserializer=protos.PredictResponse.FromString,
         )
+        self._reload = self._channel.unary_unary(
+            RELOAD,
+            request_serializer=protos.ReloadConfigRequest.SerializeToString,
+            response_deserializer=protos.ReloadConfigResponse.FromString,
+        )
 
     def predict(self, model: str, signature: str, inputs: Mapping[str, Values]) -> dict[str, np.ndarray]:
         """Return {output name: array [n, ...]} for a batch given as {input name: n values}. Raises ServerError."""
@@ -106,6 +119,17 @@ class GrpcClient:
         except grpc.RpcError as error:
             raise ServerError(error.code().name, error.details()) from error
         return {name: array(tensor) for name, tensor in answer.outputs.items()}
+
+    def reload(self, config: Any) -> None:
+        """Have the server obey a ModelServerConfig: its models, version policies and labels. Raises ServerError."""
+        request = protos.ReloadConfigRequest()
+        request.config.CopyFrom(config)
+        try:
+            answer = self._reload(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise ServerError(error.code().name, error.details()) from error
+        if answer.status.error_code:
+            raise ServerError(f"status {answer.status.error_code}", answer.status.error_message)
 
     def close(self) -> None:
         self._channel.close()

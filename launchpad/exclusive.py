@@ -15,9 +15,10 @@ from launchpad.errors import EnvironmentFault
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, what: str = "another pipeline runs in this checkout") -> Iterator[None]:
     """Hold the lock file `path` for the block.
 
+    what: says of the lock, when it is held, what that means.
     Raises EnvironmentFault, which names the holder, when another process has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +27,7 @@ def exclusive(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise EnvironmentFault(
-                f"another pipeline runs in this checkout: {_holder(path)}",
+                f"{what}: {_holder(path)}",
                 fix="wait for it to end, or stop it; its lock goes with it",
             ) from None
         file.truncate(0)

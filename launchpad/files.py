@@ -31,17 +31,22 @@ def tree(path: Path, leave_out: Iterable[Path] = ()) -> dict[str, str]:
     """
     if path.is_file():
         return {".": sha256(path)}
+    return {name: sha256(path / name) for name in names(path, leave_out)}
+
+
+def names(path: Path, leave_out: Iterable[Path] = ()) -> list[str]:
+    """Return the relative paths of a folder's files, sorted; hidden ones and compiled Python apart."""
     skipped = set(leave_out)
-    found = {}
-    for folder, folders, names in os.walk(path):
+    found = []
+    for folder, folders, there in os.walk(path):
         here = Path(folder)
         folders[:] = [
             name for name in folders if not name.startswith((".", "__pycache__")) and here / name not in skipped
         ]
-        for name in names:
+        for name in there:
             if not name.startswith(".") and (here / name).is_file():
-                found[(here / name).relative_to(path).as_posix()] = sha256(here / name)
-    return dict(sorted(found.items()))
+                found.append((here / name).relative_to(path).as_posix())
+    return sorted(found)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,7 +107,7 @@ def recover(path: Path) -> None:
 
 def copy_tree(source: Path, target: Path, link: bool = False) -> None:
     """Copy a folder's files; with `link` by hard links where the file system allows it."""
-    for name in tree(source):
+    for name in names(source):
         copy(source / name, target / name, link)
 
 

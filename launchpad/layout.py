@@ -74,6 +74,10 @@ class Layout:
     def deployment(self) -> Path:
         return self.private / "deployment"
 
+    def deployed(self, model: str) -> Path:
+        """The model's base path in the deployment: a folder for each version that the server may serve."""
+        return self.deployment / "models" / model
+
     @property
     def server_state(self) -> Path:
         return self.private / "server.json"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from launchpad.batching import Effective, queue_parameters
+from launchpad import pbtxt
+from launchpad.batching import Effective
 from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING
 from launchpad.modelserver.flags import FLAGS
-from launchpad.spec import Batching, BatchQueue, Model, Pipeline, VersionPolicy
+from launchpad.spec import Model, Pipeline, VersionPolicy
 
 MODELS = "models.config"
 BATCHING = "batching_parameters.pbtxt"
@@ -26,14 +27,16 @@ def render(pipeline: Pipeline, batching: Effective) -> dict[str, str]:
     """Return the configuration as {path below serving/config: text}."""
     files = {MODELS: _models(pipeline.models), FLAGS_FILE: _flags(pipeline, batching)}
     if batching.server:
-        files[BATCHING] = HEADER + _text(batching.server, _origin(pipeline.serving.batching, "serving.batching"))
+        files[BATCHING] = HEADER + pbtxt.batching_parameters(
+            batching.server, _origin(pipeline.serving.batching, "serving.batching")
+        )
     if batching.per_model:
         for name, queue in batching.queues.items():
             if queue:
                 own = pipeline.models[name].batching
                 key = "serving.batching" if own is None else f"models.{name}.batching"
                 origin = _origin(own or pipeline.serving.batching, key)
-                files[f"{name}/{MODEL_BATCHING}"] = HEADER + _text(queue, origin)
+                files[f"{name}/{MODEL_BATCHING}"] = HEADER + pbtxt.batching_parameters(queue, origin)
     if pipeline.serving.monitoring.enabled:
         files[MONITORING] = HEADER + (
             "prometheus_config {\n"
@@ -69,34 +72,6 @@ def _policy(policy: VersionPolicy) -> str:
     if policy.specific:
         return f"specific {{ {' '.join(f'versions: {version}' for version in policy.specific)} }}"
     return "all {}"
-
-
-def _text(batching: BatchQueue, origin: str) -> str:
-    """Return BatchingParameters as a text proto: scalars wrapped, allowed_batch_sizes repeated and bare.
-
-    With splitting on, max_execution_batch_size is always written: the server's own default is not max_batch_size.
-    """
-    parameters = dict(queue_parameters(batching))
-    if isinstance(batching, Batching):
-        threads = {"num_batch_threads": batching.num_batch_threads, "thread_pool_name": batching.thread_pool_name}
-        parameters |= threads
-    parameters["max_execution_batch_size"] = batching.execution_size if batching.enable_large_batch_splitting else None
-    lines = []
-    for name, value in parameters.items():
-        if isinstance(value, tuple):
-            lines += [f"{name}: {size}" for size in value]
-        elif name == "pad_variable_length_inputs" and value:
-            lines.append(f"{name}: true")
-        elif value is not None and value is not False:
-            lines.append(f"{name} {{ value: {_scalar(value)} }}")
-    width = max(map(len, lines))
-    return "".join(f"{line:<{width}}  # {origin}.{line.split()[0].rstrip(':')}\n" for line in lines)
-
-
-def _scalar(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _flags(pipeline: Pipeline, batching: Effective) -> str:

@@ -20,7 +20,7 @@ WHERE_IT_RUNS = ("backend", "ready_timeout_s", "gpu", "models", "binary", "conta
 
 class Configure(ArtifactStage):
     name = "configure"
-    kernel = ("batching.py",)
+    kernel = ("batching.py", "pbtxt.py")
     summary = "render and lint the server's configuration files and flags"
 
     def folder(self, layout: Layout) -> Path:

@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launchpad import batching, flagfile
+from launchpad import batching, flagfile, pbtxt
 from launchpad.configure.render import BATCHING, FLAGS_FILE, MODEL_BATCHING, MODELS, MONITORING, render
 from launchpad.configure.stage import Configure
 from launchpad.declaration import load
@@ -50,6 +50,17 @@ def server_batching(draw) -> Batching:
         pad_variable_length_inputs=draw(st.booleans()),
         thread_pool_name=draw(st.from_regex(r"[a-z_]{1,12}", fullmatch=True)),
     )
+
+
+@given(server_batching())
+def test_a_queues_own_parameters_survive_the_way_into_a_file_and_back(tmp_path_factory, declared):
+    queue = batching.BatchQueue.model_validate(batching.queue_parameters(declared))
+    path = tmp_path_factory.getbasetemp() / "batching_params.pbtxt"
+    path.write_text(pbtxt.batching_parameters(queue))
+    read = pbtxt.read_queue(path)
+    assert (read.batch_sizes, read.max_batch_size) == (queue.batch_sizes, queue.max_batch_size)
+    same = {"batch_timeout_micros", "max_enqueued_batches", "enable_large_batch_splitting", "execution_size"}
+    assert all(getattr(read, name) == getattr(queue, name) for name in same)
 
 
 @given(server_batching())
