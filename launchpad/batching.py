@@ -27,18 +27,20 @@ class Effective:
 
     server: the thread pool, and the parameters of models without their own; None when nothing is batched.
     queues: {model: its parameters, or None where it is not batched}.
-    per_model: some model's parameters differ from the server's.
+    changing: parameters change while the server runs.
+    per_model: the server reads each version's own parameters: some differ from the server's, or change.
     """
 
     server: Batching | None
     queues: dict[str, BatchQueue | None]
+    changing: bool = False
 
     @property
     def per_model(self) -> bool:
         if self.server is None:
             return False
         shared = BatchQueue.model_validate(queue_parameters(self.server))
-        return any(queue != shared for queue in self.queues.values())
+        return self.changing or any(queue != shared for queue in self.queues.values())
 
 
 def effective(declaration: Declaration) -> Effective:
@@ -60,7 +62,7 @@ def effective(declaration: Declaration) -> Effective:
         if own == "tuned" or (own is None and serving.batching == "tuned"):
             own = tuned.models.get(name)
         queues[name] = shared if own is None else own if isinstance(own, BatchQueue) else None
-    return Effective(server, queues)
+    return Effective(server, queues, changing=declaration.pipeline.autotune is not None)
 
 
 def queue_parameters(batching: BatchQueue) -> dict[str, object]:

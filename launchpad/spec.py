@@ -472,6 +472,72 @@ class Objectives(Strict):
     """Least successful requests a second, over all models."""
 
 
+# --- autotune -------------------------------------------------------------------------------------------------
+
+
+class Between(Strict):
+    """Bounds of a parameter, both of them allowed values."""
+
+    min: Annotated[int, Field(ge=0)]
+    max: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Between:
+        if self.min > self.max:
+            raise ValueError("min must not exceed max")
+        return self
+
+    def clamp(self, value: int) -> int:
+        """Return the allowed value that is nearest."""
+        return max(self.min, min(self.max, value))
+
+
+class Bounds(Strict):
+    """What autotune never leaves."""
+
+    max_batch_size: Between = Between(min=1, max=64)
+    batch_timeout_micros: Between = Between(min=0, max=5000)
+    num_batch_threads: Between = Between(min=1, max=8)
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Bounds:
+        if self.max_batch_size.min < 1 or self.num_batch_threads.min < 1:
+            raise ValueError("max_batch_size and num_batch_threads are at least 1")
+        return self
+
+
+class Autotune(Strict):
+    """How `invoke autotune` keeps batching right while traffic changes. Having the section makes the server read each
+    version's own batching parameters, which is the way in which they change without a restart."""
+
+    policy: Literal["threshold", "model"] = "threshold"
+    """threshold: larger batches while latency is under its limit and load over its floor, smaller ones over twice the
+    limit. model: what the simulator finds best for the present rate; needs a profile of the model."""
+    models: tuple[str, ...] = ()
+    """Models to adjust; those that are batched unless given."""
+    p99_ms: Annotated[float, Field(gt=0)] | None = None
+    """Latency to hold, as the server measures it; objectives.p99_ms unless given."""
+    load_floor_rps: Annotated[float, Field(ge=0)] = 50
+    """threshold: below this rate nothing grows."""
+    interval_s: Annotated[float, Field(gt=0)] = 5
+    """Time between looks at the metrics page."""
+    window_s: Annotated[float, Field(gt=0)] = 15
+    """Time that a decision looks back on; also how long a change is on trial."""
+    min_requests: Positive = 200
+    """Fewer requests in the window decide nothing."""
+    confirmations: Positive = 2
+    """Looks in a row that must ask for the same change."""
+    cool_down_s: Annotated[float, Field(ge=0)] = 60
+    """Least time between a change and the next."""
+    changes_per_hour: Positive = 12
+    """Most changes in any hour; a return to the last good parameters is always allowed."""
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """model: least share by which p99 must be expected to fall."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.2
+    """A change after which p99 is higher by more than this share is taken back."""
+    bounds: Bounds = Bounds()
+
+
 # --- past this machine ----------------------------------------------------------------------------------------
 
 
@@ -508,6 +574,8 @@ class Pipeline(Strict):
     serving: Serving = Serving()
     loadtest: LoadTest = LoadTest(profile="steady", profiles={"steady": ClosedLoop(users=16, duration_s=30)})
     objectives: Objectives = Objectives()
+    autotune: Autotune | None = None
+    """How `invoke autotune` works; without the section it does not."""
     kubernetes: Kubernetes = Kubernetes()
     release: Release = Release()
     store: str = "sqlite:///.launchpad/store.db"
@@ -535,6 +603,7 @@ class Pipeline(Strict):
             ):
                 message = "a SavedModel keeps its own signatures: name them, without steps or preprocessing"
                 yield ("models", name, "preprocessing" if model.preprocessing else "signatures"), message
+        yield from self._autotune_contradictions()
         for flag, value in self.serving.flags.items():
             if not _fits(flag, value):
                 yield ("serving", "flags", flag), f"takes {FLAGS[flag].type.__name__}, not {value!r}"
@@ -542,6 +611,19 @@ class Pipeline(Strict):
             yield ("serving", "gpu"), f"{self.serving.image} is the image for CPUs; the one for GPUs ends in -gpu"
         if self.serving.ports.rest == 0 and self.serving.ports.grpc == 0:
             yield ("serving", "ports"), "REST and gRPC are both off: nothing could reach the server"
+
+    def _autotune_contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        if self.autotune is None:
+            return
+        for index, name in enumerate(self.autotune.models):
+            if name not in self.models:
+                yield ("autotune", "models", index), _no_such("model", name, self.models)
+        if self.autotune.p99_ms is None and self.objectives.p99_ms is None:
+            yield ("autotune",), "needs a latency to hold: objectives.p99_ms, or a p99_ms of its own"
+        if self.serving.batching == "off":
+            yield ("autotune",), "needs serving.batching, which sets the batch threads"
+        if not self.serving.monitoring.enabled or not self.serving.ports.rest:
+            yield ("autotune",), "needs the metrics page: serving.monitoring.enabled and a serving.ports.rest"
 
     def traffic(self, profile: Profile) -> tuple[Traffic, ...]:
         """The traffic lines of a profile, with the default filled in."""

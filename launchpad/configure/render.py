@@ -92,7 +92,10 @@ def _flag_rows(pipeline: Pipeline, batching: Effective) -> Iterator[tuple[str, s
         yield "--enable_batching=true", "serving.batching"
         yield f"--batching_parameters_file={CANONICAL_CONFIG}/{BATCHING}", "serving.batching"
     if batching.per_model:
-        yield "--enable_per_model_batching_parameters=true", "batching of the models"
+        yield (
+            "--enable_per_model_batching_parameters=true",
+            "autotune" if batching.changing else "batching of the models",
+        )
     labelled = [name for name, model in pipeline.models.items() if model.version_labels]
     if labelled and "allow_version_labels_for_unavailable_models" not in serving.flags:
         origin = f"models.{labelled[0]}.version_labels"

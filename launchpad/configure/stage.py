@@ -36,6 +36,7 @@ class Configure(ArtifactStage):
             reads={
                 **spread("serving", pipeline.serving.model_dump(mode="json", exclude=set(WHERE_IT_RUNS))),
                 **spread("models", models),
+                "autotune": pipeline.autotune is not None,
             },
             sources=(tuned,) if tuned.exists() else (),
             writes=(context.layout.serving_config,),

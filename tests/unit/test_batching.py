@@ -48,6 +48,11 @@ def test_parameters_of_a_model_that_are_the_servers_need_no_file_of_their_own(de
     assert not of(declare, SERVER, "{max_batch_size: 16}").per_model
 
 
+def test_every_batched_model_has_parameters_of_its_own_where_they_may_change(declare):
+    text = TEXT.format(server=SERVER, own="") + "autotune: {p99_ms: 50}\n"
+    assert effective(declare(text)).per_model
+
+
 def test_nothing_is_batched_when_the_server_does_not(declare):
     found = of(declare, "off")
     assert found.server is None

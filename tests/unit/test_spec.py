@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from launchpad.spec import Batching, BatchQueue, ClosedLoop, Model, OpenLoop, Pipeline, Step, Traffic, VersionPolicy
+from launchpad.spec import (
+    Batching,
+    BatchQueue,
+    Bounds,
+    ClosedLoop,
+    Model,
+    OpenLoop,
+    Pipeline,
+    Step,
+    Traffic,
+    VersionPolicy,
+)
 
 
 def pipeline(**parts) -> Pipeline:
@@ -162,3 +173,33 @@ def test_a_profile_s_title_names_its_loop():
     assert profile(users=3).title == "3 users in a closed loop"
     assert profile(loop="open", rate_rps=50).title == "50 requests/s in an open loop, poisson arrivals"
     assert "replayed" in profile(loop="open", rate_rps=50, arrivals="trace.txt").title
+
+
+SERVED = {"batching": {"max_batch_size": 8, "num_batch_threads": 2}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"autotune": {}, "serving": SERVED}, "autotune: needs a latency to hold"),
+        ({"autotune": {"p99_ms": 50}}, "autotune: needs serving.batching"),
+        (
+            {"autotune": {"p99_ms": 50, "models": ["tiny", "other"]}, "serving": SERVED},
+            "autotune.models.1: there is no",
+        ),
+        (
+            {"autotune": {"p99_ms": 50}, "serving": SERVED | {"monitoring": {"enabled": False}}},
+            "needs the metrics page",
+        ),
+    ],
+)
+def test_an_autotuner_without_what_it_needs_is_a_contradiction(parts, message):
+    (found,) = contradictions(**parts)
+    assert message in found
+
+
+def test_bounds_that_allow_nothing_are_refused():
+    with pytest.raises(ValidationError, match="min must not exceed max"):
+        Bounds.model_validate({"max_batch_size": {"min": 9, "max": 8}})
+    with pytest.raises(ValidationError, match="at least 1"):
+        Bounds.model_validate({"max_batch_size": {"min": 0, "max": 8}})
