@@ -184,7 +184,7 @@ SERVED = {"batching": {"max_batch_size": 8, "num_batch_threads": 2}}
         ({"autotune": {}, "serving": SERVED}, "autotune: needs a latency to hold"),
         ({"autotune": {"p99_ms": 50}}, "autotune: needs serving.batching"),
         (
-            {"autotune": {"p99_ms": 50, "models": ["tiny", "other"]}, "serving": SERVED},
+            {"autotune": {"p99_ms": 50, "models": ("tiny", "other")}, "serving": SERVED},
             "autotune.models.1: there is no",
         ),
         (
