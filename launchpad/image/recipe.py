@@ -1,4 +1,4 @@
-"""The files that make and run the server image, as text: Dockerfile, .dockerignore, and a compose file with Prometheus.
+"""The files that make and run the server image, as text: Dockerfile, .dockerignore, and a compose file.
 
 Pure: a declaration and what was exported in, {path below the checkout: text} out.
 """
@@ -11,19 +11,19 @@ from typing import Any
 
 import yaml
 
+from launchpad.alerting import HEADER
 from launchpad.backends.container import RESTARTS
 from launchpad.imagefile import LABELS, SCRIPTS
 from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, MODEL_BATCHING
 from launchpad.spec import Container, Pipeline
 
-HEADER = "# Rendered from pipeline.yaml by `invoke build`; change it there.\n"
 HOME = "/opt/launchpad"
 NOBODY = 65532
 """User and group of the server: no name, no home, nothing that it owns."""
 HEALTH_INTERVAL_S = 5
 HEALTH_TIMEOUT_S = 5
-PROMETHEUS = "prom/prometheus:v3.5.0"
-PROMETHEUS_PORT = 9090
+PROMETHEUS, GRAFANA = "prom/prometheus:v3.5.0", "grafana/grafana:12.2.0"
+PROMETHEUS_PORT, GRAFANA_PORT = 9090, 3000
 
 
 def render(
@@ -34,14 +34,11 @@ def render(
     flags: the server's command line; versions: the exported ones of each model; own_batching: models with parameters
     of their own, which each of their versions is given.
     """
-    files = {
+    return {
         ".dockerignore": dockerignore(pipeline),
         "serving/Dockerfile": dockerfile(pipeline, flags, versions, own_batching),
         "serving/docker-compose.yml": compose(pipeline),
     }
-    if _scraped(pipeline):
-        files["serving/prometheus.yml"] = prometheus(pipeline)
-    return files
 
 
 def dockerignore(pipeline: Pipeline) -> str:
@@ -116,15 +113,25 @@ def _list(words: Sequence[str]) -> str:
 
 
 def compose(pipeline: Pipeline) -> str:
-    """Return a compose file that runs the server as the docker backend does, and Prometheus beside it."""
+    """Return a compose file that runs the server as the docker backend does, and what watches it beside it."""
     serving = pipeline.serving
     services: dict[str, Any] = {"model-server": _server(pipeline)}
-    if _scraped(pipeline):
+    if scraped(pipeline):
         services["prometheus"] = {
             "image": PROMETHEUS,
             "ports": [f"127.0.0.1:{PROMETHEUS_PORT}:{PROMETHEUS_PORT}"],
-            "volumes": ["./prometheus.yml:/etc/prometheus/prometheus.yml:ro"],
+            "volumes": ["./monitoring:/etc/prometheus:ro"],
             "depends_on": {"model-server": {"condition": "service_healthy"}},
+        }
+        services["grafana"] = {
+            "image": GRAFANA,
+            "ports": [f"127.0.0.1:{GRAFANA_PORT}:{GRAFANA_PORT}"],
+            "environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_AUTH_ANONYMOUS_ORG_ROLE": "Viewer"},
+            "volumes": [
+                "./monitoring/datasource.yml:/etc/grafana/provisioning/datasources/launchpad.yml:ro",
+                "./monitoring/dashboards.yml:/etc/grafana/provisioning/dashboards/launchpad.yml:ro",
+                "./monitoring/dashboard.json:/var/lib/grafana/dashboards/launchpad.json:ro",
+            ],
         }
     use = "# docker compose --file serving/docker-compose.yml up --build"
     if serving.models == "mounted":
@@ -166,16 +173,5 @@ def _restart(granted: Container) -> str:
     return {"never": "no", "on-failure": f"on-failure:{RESTARTS}"}.get(granted.restart, granted.restart)
 
 
-def prometheus(pipeline: Pipeline) -> str:
-    """Return the configuration of a Prometheus that scrapes the server of the compose file."""
-    job = {
-        "job_name": pipeline.name,
-        "metrics_path": pipeline.serving.monitoring.path,
-        "static_configs": [{"targets": [f"model-server:{pipeline.serving.ports.rest}"]}],
-    }
-    settings = {"global": {"scrape_interval": "5s"}, "scrape_configs": [job]}
-    return HEADER + yaml.safe_dump(settings, sort_keys=False)
-
-
-def _scraped(pipeline: Pipeline) -> bool:
+def scraped(pipeline: Pipeline) -> bool:
     return pipeline.serving.monitoring.enabled and pipeline.serving.ports.rest > 0

@@ -10,7 +10,7 @@ from launchpad import console, engine, files, flagfile, imagefile
 from launchpad.backends import choose
 from launchpad.errors import EnvironmentFault, GateFailed, Problem
 from launchpad.exclusive import exclusive
-from launchpad.image import builder, recipe
+from launchpad.image import builder, monitoring, recipe
 from launchpad.imagefile import Image
 from launchpad.layout import FLAGS_FILE
 from launchpad.stage import Context, Outcome, Plan, Stage, Stopwatch
@@ -18,7 +18,7 @@ from launchpad.stage import Context, Outcome, Plan, Stage, Stopwatch
 
 class Build(Stage):
     name = "build"
-    summary = "render the image's files; build the server image where the backend runs one"
+    summary = "render the files of the image and of its monitoring; build the image where the backend runs one"
     follows = ("export", "configure")
 
     def plan(self, context: Context) -> list[Plan]:
@@ -42,7 +42,9 @@ class Build(Stage):
             raise GateFailed(
                 [Problem("differs from what pipeline.yaml gives", name, "run `invoke build`") for name in drifted]
             )
-        return Outcome("up to date", f"{len(rendered(context))} image files are what pipeline.yaml gives")
+        return Outcome(
+            "up to date", f"{len(rendered(context))} files of the image and its monitoring are what pipeline.yaml gives"
+        )
 
 
 def render(context: Context) -> None:
@@ -98,12 +100,13 @@ def rendered(context: Context) -> dict[str, str]:
     """Return the image's files as the declaration and the exported versions give them, by path below the checkout."""
     layout, pipeline = context.layout, context.declaration.pipeline
     flags_file = layout.serving_config / FLAGS_FILE
-    return recipe.render(
+    files = recipe.render(
         pipeline,
         flagfile.read(flags_file) if flags_file.exists() else [],
         imagefile.versions(layout, pipeline),
         imagefile.own_batching(layout, pipeline),
     )
+    return {**files, **monitoring.render(context.declaration)}
 
 
 def drift(context: Context) -> list[str]:

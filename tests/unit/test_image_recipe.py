@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from launchpad.declaration import load
-from launchpad.image import recipe
+from launchpad.image import monitoring, recipe
 from tests.conftest import MINIMAL
 
 FLAGS = ["--port=8500", "--per_process_gpu_memory_fraction=0.4"]
@@ -92,16 +92,30 @@ def test_the_compose_file_grants_what_the_docker_backend_grants(pipeline):
 
 
 @pytest.mark.parametrize("serving", ["  monitoring: {enabled: false}\n", "  ports: {rest: 0, grpc: 8500}\n"])
-def test_without_a_metrics_page_there_is_no_prometheus(pipeline, serving):
-    files = render(pipeline(serving))
-    assert "serving/prometheus.yml" not in files
+def test_without_a_metrics_page_nothing_watches_it(declare, serving):
+    declared = declare(f"{MINIMAL}serving:\n{serving}")
+    assert not monitoring.render(declared)
+    files = render(declared.pipeline)
     assert list(yaml.safe_load(files["serving/docker-compose.yml"])["services"]) == ["model-server"]
 
 
-def test_prometheus_scrapes_the_declared_path(pipeline):
-    text = render(pipeline("  ports: {rest: 9001, grpc: 9000}\n  monitoring: {path: /m}\n"))["serving/prometheus.yml"]
-    (job,) = yaml.safe_load(text)["scrape_configs"]
-    assert (job["metrics_path"], job["static_configs"]) == ("/m", [{"targets": ["model-server:9001"]}])
+def test_prometheus_scrapes_the_declared_path(declare):
+    files = monitoring.render(
+        declare(f"{MINIMAL}serving:\n  ports: {{rest: 9001, grpc: 9000}}\n  monitoring: {{path: /m}}\n")
+    )
+    for name, target in (("prometheus.yml", "model-server:9001"), ("prometheus.local.yml", "127.0.0.1:9001")):
+        (job,) = yaml.safe_load(files[f"serving/monitoring/{name}"])["scrape_configs"]
+        assert (job["metrics_path"], job["static_configs"]) == ("/m", [{"targets": [target]}])
+
+
+def test_the_compose_file_mounts_only_what_is_rendered(declare):
+    declared = declare()
+    services = yaml.safe_load(render(declared.pipeline)["serving/docker-compose.yml"])["services"]
+    mounted = [volume.split(":")[0] for name in ("prometheus", "grafana") for volume in services[name]["volumes"]]
+    rendered = monitoring.render(declared)
+    for path in mounted:
+        place = f"serving/{path.removeprefix('./')}"
+        assert place in rendered or place == monitoring.FOLDER
 
 
 def test_hadolint_passes(repository, tmp_path, pipeline):
