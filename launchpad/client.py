@@ -76,6 +76,8 @@ class RestClient:
             response = self._session.request(method, self.url + path, json=body, timeout=self._timeout_s)
         except requests.Timeout as error:
             raise ServerError("timeout", f"no answer in {self._timeout_s:g} s") from error
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise ServerError("cut off", "the connection ended in the middle of the answer") from error
         except requests.RequestException as error:
             raise ServerError("no connection", str(error)) from error
         if response.status_code != 200:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from launchpad import console
+from launchpad import console, metrics
 from launchpad.backends import BACKENDS
 from launchpad.client import RestClient, ServerError
 from launchpad.launch.stage import running_server
 from launchpad.layout import Layout
 from launchpad.server import Server
-
-REQUEST_COUNT = ":tensorflow:serving:request_count"
 
 
 @dataclass(frozen=True)
@@ -50,23 +45,20 @@ def status(layout: Layout) -> ServerStatus | None:
     try:
         requests = _requests(client.metrics(server.metrics_path)) if server.metrics_path else None
         models = [
-            ModelStatus(model, version, state, requests[model] if requests is not None else None)
+            ModelStatus(model, version, state, requests.of(model).answered if requests else None)
             for model in server.models
             for version, state in sorted(client.states(model).items())
         ]
     except ServerError as error:
         return ServerStatus(server, uptime_s, trouble=f"does not answer: {error.kind}")
+    except ValueError as error:
+        return ServerStatus(server, uptime_s, trouble=str(error))
     return ServerStatus(server, uptime_s, models)
 
 
-def _requests(metrics: str) -> Counter[str]:
-    """Return the requests answered well so far, by model."""
-    counts: Counter[str] = Counter()
-    for family in text_string_to_metric_families(metrics):
-        for sample in family.samples if family.name == REQUEST_COUNT else ():
-            if sample.labels.get("status") == "OK":
-                counts[sample.labels["model_name"]] += int(sample.value)
-    return counts
+def _requests(page: str) -> metrics.Interval:
+    """Return what the server has answered since its start."""
+    return metrics.between(metrics.Snapshot(0.0), metrics.parse(page, 1.0))
 
 
 def show(root: Path) -> None:

@@ -183,3 +183,20 @@ def test_grpc_errors_are_named_by_their_code():
     finally:
         client.close()
     assert raised.value.kind == "UNAVAILABLE"
+
+
+def test_an_answer_whose_connection_ends_in_the_middle_is_told_apart_from_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def half() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it")
+
+        answering = threading.Thread(target=half)
+        answering.start()
+        with pytest.raises(ServerError) as raised:
+            RestClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=5).metrics("/metrics")
+        answering.join()
+    assert raised.value.kind == "cut off"
