@@ -1,0 +1,1 @@
+"""Batching parameters: found by measuring little and computing much, and kept right under live load."""

@@ -1,0 +1,486 @@
+"""The simulator's event loop, compiled. `simulate` is its one caller, and says what the quantities mean.
+
+Work that shares the processors progresses at one pace for the request work (the server's and the load generator's)
+and one for the batch threads, so each kind has a clock of its own that counts finished work: an end of work is a fixed
+point on it, however the pace changes in between (the virtual time of processor sharing; Kleinrock, Queueing Systems II,
+1976, section 4.4).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+READ, ANSWER, DONE, LOOK, RUN, ANSWERS, SINGLE = range(7)
+"""What a front worker does: read a request, answer one, answer a batch that a thread ran, look for batches to start,
+run a batch itself, answer it, run an unbatched request itself."""
+
+LIMIT, LARGEST, MOST, SPLIT, OFF, PARTS_AT, HEAD, TAIL, PART_END, FLAG = range(10)
+"""Columns of a queue's numbers: most rows executed, most rows of a request, most batches enqueued, whether large
+requests are split, whether it is unbatched; where its lists begin; its first and its open batch; the end of its parts;
+whether TensorFlow's scheduler has given notice of a batch that may run."""
+
+FIRST, ROWS, QUEUE = range(3)
+"""Columns of a batch's numbers; its parts end where the next batch's begin, or at `part_ends`."""
+
+
+@njit(cache=True)
+def _open_batch(q: Any, k: int, order: Any, batches: Any, counts: Any) -> None:
+    b = counts[0]
+    counts[0] = b + 1
+    batches[b, FIRST] = q[k, PART_END]
+    batches[b, ROWS] = 0
+    batches[b, QUEUE] = k
+    q[k, TAIL] += 1
+    order[q[k, PARTS_AT] + q[k, TAIL]] = b
+
+
+@njit(cache=True)
+def _enqueue(
+    q: Any,
+    k: int,
+    request: int,
+    size: int,
+    now: float,
+    order: Any,
+    batches: Any,
+    started: Any,
+    part_ends: Any,
+    parts: Any,
+    missing: Any,
+    counts: Any,
+) -> bool:
+    """Put a request into the open batch of its queue, or the next; tell whether there was room for it."""
+    limit, at = q[k, LIMIT], q[k, PARTS_AT]
+    tail = batches[order[at + q[k, TAIL]], ROWS]
+    enqueued = q[k, TAIL] - q[k, HEAD] + 1
+    if size > q[k, LARGEST]:
+        return False
+    if q[k, SPLIT]:
+        if size > (q[k, MOST] - enqueued) * limit + limit - tail:
+            return False
+    elif tail + size > q[k, LARGEST] and enqueued >= q[k, MOST]:
+        return False
+    rest, room, first = size, limit - tail, True
+    while rest > 0:
+        part = rest
+        if q[k, SPLIT] and size > limit - tail:
+            part = min(rest, room if first and room > 0 else limit)
+        first = False
+        b = order[at + q[k, TAIL]]
+        if batches[b, ROWS] + part > limit:
+            _open_batch(q, k, order, batches, counts)
+            b = order[at + q[k, TAIL]]
+        if batches[b, ROWS] == 0:
+            started[b] = now
+        parts[at + q[k, PART_END]] = request
+        q[k, PART_END] += 1
+        batches[b, ROWS] += part
+        part_ends[b] = q[k, PART_END]
+        missing[request] += 1
+        rest -= part
+    return True
+
+
+@njit(cache=True)
+def _ready_at(q: Any, k: int, timeouts: Any, order: Any, batches: Any, started: Any) -> float:
+    """When the first batch of a queue may run: -inf for at once, inf while there is none."""
+    if q[k, OFF]:
+        return np.inf
+    if q[k, TAIL] > q[k, HEAD]:
+        return -np.inf
+    b = order[q[k, PARTS_AT] + q[k, TAIL]]
+    if batches[b, ROWS] == 0:
+        return np.inf
+    return -np.inf if batches[b, ROWS] >= q[k, LIMIT] else started[b] + timeouts[k]
+
+
+@njit(cache=True)
+def _next_batch(q: Any, now: float, timeouts: Any, order: Any, batches: Any, started: Any, counts: Any) -> int:
+    """Take a batch that may run from the queues in turn; -1 if there is none."""
+    total = q.shape[0]
+    for _ in range(total):
+        k = counts[1]
+        counts[1] = k + 1 if k + 1 < total else 0
+        if _ready_at(q, k, timeouts, order, batches, started) <= now:
+            if q[k, TAIL] == q[k, HEAD]:
+                _open_batch(q, k, order, batches, counts)
+            b = order[q[k, PARTS_AT] + q[k, HEAD]]
+            q[k, HEAD] += 1
+            return b
+        q[k, FLAG] = 0
+    return -1
+
+
+@njit(cache=True)
+def _earliest(q: Any, timeouts: Any, order: Any, batches: Any, started: Any) -> float:
+    least = np.inf
+    for k in range(q.shape[0]):
+        ready = _ready_at(q, k, timeouts, order, batches, started)
+        if ready < least:
+            least = ready
+    return least
+
+
+@njit(cache=True)
+def _factor(factors: Any, ends: Any, k: int) -> float:
+    """Draw one of a queue's factors."""
+    first = ends[k - 1] if k else 0
+    return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
+
+
+@njit(cache=True)
+def run(
+    times: Any,  # [n] due times in s, increasing
+    sizes: Any,  # [n] rows
+    queue_of: Any,  # [n]
+    q: Any,  # [queues, 10] int64, see above
+    timeouts: Any,  # [queues] s
+    work: Any,  # [queues, rows + 1] s of a batch of so many rows, padding included
+    task_s: Any,  # [queues] s that each request adds to its batch
+    front_s: Any,  # [queues, 2] s of reading and of answering a request
+    factors: Any,  # noise of batch times, all queues' one after the other
+    factor_ends: Any,  # [queues]
+    pace: Any,  # [k] pace of each of k batches that run at once, beside their share of the cores
+    cores: float,
+    fronts: int,
+    loop: bool,
+    inline_s: float,
+    threads: int,
+    request_threads: int,
+    poll_s: float,
+    client_s: Any,  # [2] s of the load generator to send and to receive
+    seed: int,
+    latency: Any,  # out [n] s, nan when refused
+    queued: Any,  # out [n] s
+    rows: Any,  # out [batches] rows
+    begun: Any,  # out [batches] s
+    totals: Any,  # out: batches, batch threads' busy seconds, processor seconds, generator's, end
+) -> None:
+    np.random.seed(seed)
+    n, total_queues, bound = times.shape[0], q.shape[0], rows.shape[0]
+    batches = np.zeros((bound + total_queues + 1, 3), np.int64)
+    started = np.zeros(bound + total_queues + 1)
+    part_ends = np.zeros(bound + total_queues + 1, np.int64)
+    parts = np.zeros(bound + 2 * total_queues, np.int64)
+    order = np.zeros(bound + 2 * total_queues, np.int64)
+    missing = np.zeros(n, np.int64)
+    entered = np.zeros(n)
+    counts = np.zeros(2, np.int64)
+    for k in range(total_queues):
+        q[k, TAIL] = -1
+        _open_batch(q, k, order, batches, counts)
+
+    items = np.zeros(6 * n + 4 * bound + 16, np.int64)  # what the front workers have before them: argument * 8 + kind
+    item_head, item_tail = 0, 0
+    outside = np.zeros(n, np.int64)  # requests that wait for a request thread
+    out_head, out_tail, inside = 0, 0, 0
+    direct = np.zeros(n, np.int64)  # unbatched requests that wait for a worker
+    direct_head, direct_tail, direct_busy = 0, 0, 0
+    to_client = np.zeros(2 * n + 2, np.int64)
+    client_head, client_tail, client_busy, client_item = 0, 0, False, 0
+    client_end = 0.0
+    with_client = client_s[0] + client_s[1] > 0
+
+    mode = np.full(fronts, -1, np.int64)
+    argument = np.zeros(fronts, np.int64)
+    pointer = np.zeros(fronts, np.int64)
+    front_end = np.zeros(fronts)
+    again = np.zeros(fronts, np.bool_)
+
+    slots = threads + request_threads
+    job_end = np.zeros(slots)
+    job_of = np.zeros(slots, np.int64)  # batch, or -1 - request
+    thread_of = np.zeros(slots, np.int64)
+    idle_since = np.full(threads, 0.0)
+    if poll_s > 0:
+        for thread in range(threads):
+            idle_since[thread] = poll_s * np.random.random()
+    busy_thread = np.zeros(threads, np.bool_)
+    jobs, threads_busy, held = 0, 0, 0
+    looking = False
+    timer = np.inf
+
+    now, front_clock, batch_clock = 0.0, 0.0, 0.0
+    batch_busy, work_done, client_total = 0.0, 0.0, 0.0
+    arrived, finished, made = 0, 0, 0
+    fronts_busy = 0
+
+    while finished < n:
+        running = fronts_busy + (1 if client_busy else 0)
+        active = running + jobs
+        share = 1.0 if active <= cores else cores / active
+        batch_share = share * pace[min(jobs, pace.shape[0] - 1)]
+        wait, what, index = np.inf, -1, 0
+        for f in range(fronts):
+            if mode[f] >= 0 and (front_end[f] - front_clock) / share < wait:
+                wait, what, index = (front_end[f] - front_clock) / share, 0, f
+        if client_busy and (client_end - front_clock) / share < wait:
+            wait, what = (client_end - front_clock) / share, 1
+        for j in range(jobs):
+            if (job_end[j] - batch_clock) / batch_share < wait:
+                wait, what, index = (job_end[j] - batch_clock) / batch_share, 2, j
+        if arrived < n and times[arrived] - now < wait:
+            wait, what = times[arrived] - now, 3
+        if timer - now < wait:
+            wait, what = timer - now, 4
+        if what < 0:
+            break
+        if wait > 0:
+            now += wait
+            front_clock += wait * share
+            batch_clock += wait * batch_share
+            batch_busy += wait * threads_busy
+            work_done += wait * share * (fronts_busy + jobs)
+            if client_busy:
+                client_total += wait * share
+
+        tries = 0  # how many threads look for a batch; -1: all that are free
+        tried = -1  # which one, when it is one
+        enter = -1  # a request that reaches the server
+        if what == 3:
+            if with_client:
+                to_client[client_tail] = 2 * arrived
+                client_tail += 1
+            else:
+                enter = arrived
+            arrived += 1
+        elif what == 1:
+            client_busy = False
+            r = client_item >> 1
+            if client_item & 1:
+                latency[r] += now
+                finished += 1
+            else:
+                enter = r
+        elif what == 4:
+            timer = np.inf
+            if loop:
+                if not looking:
+                    looking = True
+                    items[item_tail] = LOOK
+                    item_tail += 1
+            elif poll_s > 0:
+                tries, tried = 1, held
+            else:
+                tries = -1
+        elif what == 2:
+            job, thread = job_of[index], thread_of[index]
+            jobs -= 1
+            job_end[index], job_of[index], thread_of[index] = job_end[jobs], job_of[jobs], thread_of[jobs]
+            if job < 0:
+                direct_busy -= 1
+                items[item_tail] = (-1 - job) * 8 + ANSWER
+                item_tail += 1
+            elif loop:
+                items[item_tail] = job * 8 + DONE
+                item_tail += 1
+            else:
+                busy_thread[thread] = False
+                threads_busy -= 1
+                idle_since[thread] = now
+                tries, tried = (1, thread) if poll_s > 0 else (-1, -1)
+                at = q[batches[job, QUEUE], PARTS_AT]
+                for p in range(batches[job, FIRST], part_ends[job]):
+                    r = parts[at + p]
+                    missing[r] -= 1
+                    if missing[r] == 0:
+                        items[item_tail] = r * 8 + ANSWER
+                        item_tail += 1
+        else:
+            f, kind, held_now = index, mode[index], argument[index]
+            mode[f] = -1
+            fronts_busy -= 1
+            answered = -1
+            if kind == READ:
+                r = held_now
+                k = queue_of[r]
+                entered[r] = now
+                if q[k, OFF]:
+                    if loop and not work[k, sizes[r]] < inline_s:
+                        direct[direct_tail] = r
+                        direct_tail += 1
+                    else:
+                        mode[f], argument[f] = SINGLE, r
+                        front_end[f] = front_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k)
+                        rows[made], begun[made] = sizes[r], now
+                        made += 1
+                        fronts_busy += 1
+                elif _enqueue(q, k, r, sizes[r], now, order, batches, started, part_ends, parts, missing, counts):
+                    if loop:
+                        if not looking:
+                            looking = True
+                            items[item_tail] = LOOK
+                            item_tail += 1
+                    elif poll_s > 0:
+                        if not q[k, FLAG] and _ready_at(q, k, timeouts, order, batches, started) <= now:
+                            q[k, FLAG] = 1
+                            for thread in range(threads):
+                                if not busy_thread[thread]:
+                                    tries, tried = 1, thread
+                                    break
+                    else:
+                        tries = -1
+                else:
+                    latency[r] = np.nan
+                    mode[f], argument[f] = ANSWER, r
+                    front_end[f] = front_clock + front_s[k, 1]
+                    fronts_busy += 1
+            elif kind == SINGLE:
+                r = held_now
+                mode[f], argument[f] = ANSWER, r
+                front_end[f] = front_clock + front_s[queue_of[r], 1]
+                fronts_busy += 1
+            elif kind == ANSWER:
+                answered = held_now
+            elif kind == RUN:
+                mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
+                front_end[f] = front_clock + front_s[batches[held_now, QUEUE], 1]
+                fronts_busy += 1
+            elif kind == ANSWERS:
+                k = batches[held_now, QUEUE]
+                r = parts[q[k, PARTS_AT] + pointer[f]]
+                missing[r] -= 1
+                if missing[r] == 0:
+                    answered = r
+                pointer[f] += 1
+                if pointer[f] < part_ends[held_now]:
+                    mode[f], argument[f] = ANSWERS, held_now
+                    front_end[f] = front_clock + front_s[k, 1]
+                    fronts_busy += 1
+            if answered >= 0:
+                inside -= 1
+                latency[answered] -= times[answered]
+                if with_client:
+                    to_client[client_tail] = 2 * answered + 1
+                    client_tail += 1
+                else:
+                    latency[answered] += now
+                    finished += 1
+                if out_head < out_tail:
+                    items[item_tail] = outside[out_head] * 8 + READ
+                    item_tail += 1
+                    out_head += 1
+                    inside += 1
+
+        if enter >= 0:
+            if inside < request_threads:
+                inside += 1
+                items[item_tail] = enter * 8 + READ
+                item_tail += 1
+            else:
+                outside[out_tail] = enter
+                out_tail += 1
+
+        # front workers take what is before them
+        for f in range(fronts):
+            while mode[f] < 0 and (again[f] or item_head < item_tail):
+                if again[f]:
+                    again[f] = False
+                    kind, held_now = LOOK, 0
+                else:
+                    kind, held_now = items[item_head] & 7, items[item_head] >> 3
+                    item_head += 1
+                if kind in (READ, ANSWER):
+                    mode[f], argument[f] = kind, held_now
+                    front_end[f] = front_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
+                    fronts_busy += 1
+                    break
+                if kind == DONE:
+                    threads_busy -= 1
+                    mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
+                    front_end[f] = front_clock + front_s[batches[held_now, QUEUE], 1]
+                    fronts_busy += 1
+                    if not looking:
+                        looking = True
+                        items[item_tail] = LOOK
+                        item_tail += 1
+                else:
+                    looking = False
+                    while threads_busy < threads:
+                        b = _next_batch(q, now, timeouts, order, batches, started, counts)
+                        if b < 0:
+                            break
+                        k = batches[b, QUEUE]
+                        seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
+                        seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
+                        rows[made], begun[made] = batches[b, ROWS], now
+                        made += 1
+                        for p in range(batches[b, FIRST], part_ends[b]):
+                            r = parts[q[k, PARTS_AT] + p]
+                            queued[r] = now - entered[r]
+                        if work[k, batches[b, ROWS]] < inline_s:
+                            mode[f], argument[f] = RUN, b
+                            front_end[f] = front_clock + seconds
+                            fronts_busy += 1
+                            again[f] = True
+                            break
+                        job_end[jobs], job_of[jobs] = batch_clock + seconds, b
+                        jobs += 1
+                        threads_busy += 1
+                    timer = np.inf
+                    if mode[f] < 0 and threads_busy < threads:
+                        timer = _earliest(q, timeouts, order, batches, started)
+
+        if not loop:
+            while tries != 0 and threads_busy < threads:
+                b = _next_batch(q, now, timeouts, order, batches, started, counts)
+                if b < 0:
+                    if tried >= 0:
+                        idle_since[tried] = now
+                    break
+                if tried < 0:
+                    tried = 0
+                    while busy_thread[tried]:
+                        tried += 1
+                k = batches[b, QUEUE]
+                seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
+                seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
+                job_end[jobs], job_of[jobs], thread_of[jobs] = batch_clock + seconds, b, tried
+                jobs += 1
+                threads_busy += 1
+                busy_thread[tried] = True
+                tried = -1
+                rows[made], begun[made] = batches[b, ROWS], now
+                made += 1
+                for p in range(batches[b, FIRST], part_ends[b]):
+                    r = parts[q[k, PARTS_AT] + p]
+                    queued[r] = now - entered[r]
+                if tries > 0:
+                    tries -= 1
+            timer = np.inf
+            if threads_busy < threads:
+                ready = _earliest(q, timeouts, order, batches, started)
+                if ready < np.inf:
+                    if poll_s > 0:
+                        ready = max(ready, now)
+                        for thread in range(threads):
+                            if not busy_thread[thread]:
+                                ticks = np.ceil((ready - idle_since[thread]) / poll_s)
+                                tick = idle_since[thread] + max(1.0, ticks) * poll_s
+                                if tick <= now:
+                                    tick += poll_s
+                                if tick < timer:
+                                    timer, held = tick, thread
+                    else:
+                        timer = max(ready, now)
+
+        while direct_head < direct_tail and direct_busy < request_threads:
+            r = direct[direct_head]
+            direct_head += 1
+            direct_busy += 1
+            k = queue_of[r]
+            queued[r] = now - entered[r]
+            rows[made], begun[made] = sizes[r], now
+            made += 1
+            job_end[jobs], job_of[jobs] = batch_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k), -1 - r
+            jobs += 1
+        if not client_busy and client_head < client_tail:
+            client_item = to_client[client_head]
+            client_head += 1
+            client_busy = True
+            client_end = front_clock + client_s[client_item & 1]
+
+    totals[0], totals[1], totals[2], totals[3], totals[4] = made, batch_busy, work_done, client_total, now

@@ -1,0 +1,271 @@
+"""What a model server would do with a stream of requests: TensorFlow Serving's batching, computed. Pure and seeded.
+
+    host = Host(cores=2)
+    queue = Queue(BatchQueue(max_batch_size=16), ServiceTimes(batch_s=np.array([0, 1e-3, 1.1e-3])))
+    result = simulate([queue], 2, host, poisson_arrivals(800, 100_000))
+    result.percentile_ms(99)
+
+Requests come at given times, are read, wait in the queue of their signature, run in a batch, and are answered. The
+queue is that of TensorFlow's `shared_batch_scheduler.h` (read at 2.21): a batch runs when it is full, or when its
+oldest task has waited its timeout, and a batch thread is free; threads serve the queues in turn. What takes processor
+time shares `Host.cores` evenly. A model of a server, not of a network: bytes in flight take no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from launchpad.spec import BatchQueue
+
+NO_NOISE = np.ones(1)
+
+
+@dataclass(frozen=True)
+class ServiceTimes:
+    """What one signature of a model costs, in seconds on an idle processor.
+
+    batch_s: [largest batch + 1], the run of a batch of so many rows; the first entry is not used.
+    task_s: what each request adds to its batch, such as joining inputs and cutting outputs apart.
+    read_s, answer_s: work on a request before and after its batch.
+    noise: factors on batch_s that are drawn from with equal chance, such as measured residuals; their mean should be 1.
+    """
+
+    batch_s: np.ndarray
+    task_s: float = 0.0
+    read_s: float = 0.0
+    answer_s: float = 0.0
+    noise: np.ndarray = field(default_factory=lambda: NO_NOISE)
+
+    def run_s(self, rows: int) -> float:
+        """Return the time of a batch; beyond what was measured, along the line through the last two sizes."""
+        return float(_table(self.batch_s, rows)[rows])
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One signature: how it is batched (None: not at all) and what it costs."""
+
+    batching: BatchQueue | None
+    times: ServiceTimes
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where the server runs and how it is built.
+
+    cores: what all work shares evenly; inf for work that never competes.
+    request_threads: requests that are worked on at once; others wait outside.
+    front_threads: how many requests are read or answered at once.
+    event_loop: one thread reads, starts batches and answers, in the order of asyncio: what has come is read before
+    batches are formed. False: as in TensorFlow Serving, where each request has its thread.
+    inline_s: with an event loop, batches and unbatched runs that are shorter take place on it.
+    poll_s: interval at which an idle batch thread looks for batches whose timeout has passed, and for those that it was
+    given no notice of; TensorFlow's scheduler has 0.001. 0: all are noticed at once.
+    pace: [k], the pace of each of k batches that run at once, beyond the sharing of cores; entry 0 is not used.
+    send_s, receive_s: a load generator's own work on a request, on the same cores; latency counts from when the request
+    was due until the generator has taken in the answer.
+    """
+
+    cores: float = np.inf
+    request_threads: int = 1 << 20
+    front_threads: int = 1
+    event_loop: bool = False
+    inline_s: float = 0.0
+    poll_s: float = 0.0
+    pace: np.ndarray = field(default_factory=lambda: NO_NOISE)
+    send_s: float = 0.0
+    receive_s: float = 0.0
+
+
+TENSORFLOW_POLL_S = 0.001
+"""`kTimeoutMillis` of `SharedBatchScheduler::ThreadLogic`."""
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Requests: due times [n] in s, increasing; rows of each [n]; the queue of each [n]."""
+
+    times_s: np.ndarray
+    sizes: np.ndarray
+    queues: np.ndarray
+
+    @classmethod
+    def of(cls, times_s: np.ndarray, sizes: np.ndarray | int = 1, queues: np.ndarray | int = 0) -> Arrivals:
+        """Make arrivals, with one size or one queue for all where a number is given."""
+        n = len(times_s)
+        return cls(
+            np.ascontiguousarray(times_s, np.float64),
+            np.array(np.broadcast_to(sizes, n), np.int64),
+            np.array(np.broadcast_to(queues, n), np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+
+def poisson_arrivals(
+    rate_rps: float, count: int, seed: int = 0, size: int = 1, shares: Sequence[float] = (1.0,)
+) -> Arrivals:
+    """Return `count` Poisson arrivals; `shares` says how they are spread over the queues."""
+    chance = np.random.default_rng(seed)
+    times = np.cumsum(chance.exponential(1 / rate_rps, count))
+    shares_ = np.asarray(shares) / np.sum(shares)
+    queues = chance.choice(len(shares_), count, p=shares_) if len(shares_) > 1 else 0
+    return Arrivals.of(times, size, queues)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of the requests.
+
+    latency_s: [n], nan for a request that was refused. queued_s: [n], the part of it spent waiting for a batch to run.
+    batch_rows, batch_begun_s: [batches], rows before padding, and when each began, in the order in which they began.
+    thread_use: share of the batch threads' time spent running. processor_use: share of the cores' time that the server
+    took (nan with cores without end). generator_use: share of one core that the load generator took.
+    """
+
+    latency_s: np.ndarray
+    queued_s: np.ndarray
+    batch_rows: np.ndarray
+    batch_begun_s: np.ndarray
+    thread_use: float
+    processor_use: float
+    generator_use: float
+
+    @property
+    def refused(self) -> int:
+        return int(np.isnan(self.latency_s).sum())
+
+    @property
+    def refused_share(self) -> float:
+        return self.refused / len(self.latency_s)
+
+    @property
+    def mean_batch(self) -> float:
+        """Mean rows of a batch; nan without any."""
+        return float(self.batch_rows.mean()) if len(self.batch_rows) else float("nan")
+
+    def percentile_ms(self, percentile: float, skip: float = 0.1) -> float:
+        """Return a percentile of the latency of answered requests, in ms, leaving out the first `skip` of the run."""
+        counted = self.latency_s[int(len(self.latency_s) * skip) :]
+        answered = counted[~np.isnan(counted)]
+        return float(np.percentile(answered, percentile) * 1e3) if len(answered) else float("nan")
+
+    def missed_share(self, limit_s: float, skip: float = 0.1) -> float:
+        """Return the share of requests that were refused or took longer than a limit, without the first `skip`."""
+        counted = self.latency_s[int(len(self.latency_s) * skip) :]
+        return float(1 - (counted <= limit_s).mean())
+
+
+def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arrivals: Arrivals, seed: int = 0) -> Result:
+    """Compute what becomes of the arrivals.
+
+    queues: one for each number in `arrivals.queues`. num_batch_threads: shared by all queues.
+    Raises ValueError for arrivals that are none: times that go back, rows under 1, a queue that is not there.
+    """
+    from launchpad.tune import events  # numba, and the first time a compilation
+
+    _check(arrivals, len(queues))
+    largest = int(arrivals.sizes.max())
+    numbers, parts = _numbers(queues, arrivals)
+    most_rows = max(largest, *(queue.batching.max_batch_size for queue in queues if queue.batching), 1)
+    latency, queued = np.zeros(len(arrivals)), np.zeros(len(arrivals))
+    rows, begun, totals = np.zeros(parts, np.int64), np.zeros(parts), np.zeros(5)
+    events.run(
+        arrivals.times_s,
+        arrivals.sizes,
+        arrivals.queues,
+        numbers,
+        np.array([queue.batching.batch_timeout_micros / 1e6 if queue.batching else 0.0 for queue in queues]),
+        np.stack([_work(queue, most_rows) for queue in queues]),
+        np.array([queue.times.task_s for queue in queues]),
+        np.array([(queue.times.read_s, queue.times.answer_s) for queue in queues]),
+        np.concatenate([np.asarray(queue.times.noise, np.float64) for queue in queues]),
+        np.cumsum([len(queue.times.noise) for queue in queues]),
+        np.ascontiguousarray(host.pace, np.float64),
+        float(host.cores),
+        host.front_threads,
+        host.event_loop,
+        host.inline_s,
+        num_batch_threads,
+        min(host.request_threads, len(arrivals)),
+        host.poll_s,
+        np.array([host.send_s, host.receive_s]),
+        seed,
+        latency,
+        queued,
+        rows,
+        begun,
+        totals,
+    )
+    made, length_s = int(totals[0]), max(totals[4], 1e-12)
+    return Result(
+        latency_s=latency,
+        queued_s=queued,
+        batch_rows=rows[:made],
+        batch_begun_s=begun[:made],
+        thread_use=totals[1] / length_s / num_batch_threads,
+        processor_use=totals[2] / length_s / host.cores if np.isfinite(host.cores) else float("nan"),
+        generator_use=totals[3] / length_s,
+    )
+
+
+def _check(arrivals: Arrivals, queues: int) -> None:
+    if not len(arrivals):
+        raise ValueError("there are no arrivals")
+    if (np.diff(arrivals.times_s) < 0).any() or arrivals.times_s[0] < 0:
+        raise ValueError("arrival times must not go back, nor before 0")
+    if (arrivals.sizes < 1).any():
+        raise ValueError("a request has at least one row")
+    if not ((arrivals.queues >= 0) & (arrivals.queues < queues)).all():
+        raise ValueError(f"arrivals name queues 0 to {queues - 1} only")
+
+
+def _numbers(queues: Sequence[Queue], arrivals: Arrivals) -> tuple[np.ndarray, int]:
+    """Return the queues' numbers as `events` has them, and how many parts all requests can have."""
+    from launchpad.tune import events
+
+    numbers = np.zeros((len(queues), 10), np.int64)
+    at = 0
+    for k, queue in enumerate(queues):
+        own = arrivals.sizes[arrivals.queues == k]
+        row, batching = numbers[k], queue.batching
+        row[events.PARTS_AT] = at
+        parts = len(own)
+        if batching is None:
+            row[events.OFF] = 1
+        else:
+            splits = batching.enable_large_batch_splitting
+            row[events.LIMIT], row[events.LARGEST] = batching.execution_size, batching.max_batch_size
+            row[events.MOST], row[events.SPLIT] = batching.max_enqueued_batches, splits
+            parts += int((own // batching.execution_size + 1).sum()) if splits else 0
+        at += parts + 2
+    return numbers, at
+
+
+def _work(queue: Queue, most_rows: int) -> np.ndarray:
+    """Return [most_rows + 1]: seconds of a batch of so many rows, run at the allowed size that it is padded to."""
+    rows = np.arange(most_rows + 1)
+    allowed = queue.batching.allowed_batch_sizes if queue.batching else ()
+    if allowed:
+        sizes = np.asarray(allowed)
+        rows = np.where(rows <= sizes[-1], sizes[np.minimum(np.searchsorted(sizes, rows), len(sizes) - 1)], rows)
+    return _table(queue.times.batch_s, int(rows.max()))[rows]
+
+
+def _table(batch_s: np.ndarray, rows: int) -> np.ndarray:
+    """Return the times of 0 to `rows` rows; beyond the last known, along the line through the last two."""
+    table = np.asarray(batch_s, np.float64)
+    if len(table) < 2:
+        raise ValueError("batch_s needs the time of at least one row")
+    slope = table[-1] - table[-2] if len(table) > 2 else table[-1]
+    beyond = table[-1] + slope * np.arange(1, max(0, rows + 1 - len(table)) + 1)
+    return np.concatenate([table, beyond])
+
+
+def without_client(host: Host) -> Host:
+    """Return the host with a load generator elsewhere."""
+    return replace(host, send_s=0.0, receive_s=0.0)
