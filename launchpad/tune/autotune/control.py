@@ -1,0 +1,251 @@
+"""When to change batching parameters, and when to take a change back. Pure: (state, observation) to decision.
+
+A policy says which parameters it wants for what it sees; this module says whether and when they are tried. A change is
+on trial for a window: if the latency is worse after it than before, at a comparable rate, the last good parameters come
+back and what was tried is barred for a while. Everything is seconds on one clock, and immutable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from launchpad.spec import Autotune, BatchQueue
+
+Queue = BatchQueue | None
+"""The parameters of a model's queue; None: it is not batched."""
+
+HOUR_S = 3600.0
+COMPARABLE = 1.25
+"""Rates that differ by less than this factor let latencies be compared."""
+BARRED_COOL_DOWNS = 10
+"""For so many cool-downs parameters that were taken back are not tried again, unless the rate becomes another."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the metrics page says of a model over a window.
+
+    at_s: its end. seconds: its length. requests: answered in it, whether well or not; failures: those not.
+    Latencies in ms, as the server measures them, of requests answered well; None where there was none.
+    batch_size, queueing_ms: means over all batched models, for the page does not tell them apart; None without any.
+    largest_request: no batched request had more examples; a queue with smaller batches would refuse some.
+    """
+
+    at_s: float
+    seconds: float
+    requests: int
+    failures: int
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    batch_size: float | None = None
+    queueing_ms: float | None = None
+    largest_request: int = 1
+
+    @property
+    def rate_rps(self) -> float:
+        return self.requests / self.seconds
+
+    @property
+    def error_rate(self) -> float:
+        return self.failures / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a policy wants; the present parameters where it wants no change."""
+
+    queue: Queue
+    reason: str
+
+
+Policy = Callable[[Queue, Observation], Wish]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change that is being judged. `before`: what was seen under the parameters that it replaced."""
+
+    before: Observation
+    since_s: float
+
+
+@dataclass(frozen=True)
+class Barred:
+    """Parameters that were taken back, at which rate, and until when they are not tried again."""
+
+    queue: Queue
+    rate_rps: float
+    until_s: float
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a model's parameters.
+
+    good: the last ones under which the latency was no worse. changes: times of the changes of the last hour.
+    wish, wished: what was wanted at the last look, and how many looks in a row.
+    refused: parameters that the server did not load; they are never tried again.
+    """
+
+    current: Queue
+    good: Queue
+    trial: Trial | None = None
+    changes: tuple[float, ...] = ()
+    wish: Queue = None
+    wished: int = 0
+    barred: tuple[Barred, ...] = ()
+    refused: tuple[Queue, ...] = ()
+
+    @classmethod
+    def of(cls, queue: Queue) -> State:
+        """The state at the start: what is served counts as good."""
+        return cls(queue, queue)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about a model, and why. `to` is what it is to have: the present parameters where nothing changes."""
+
+    action: Literal["hold", "change", "return"]
+    to: Queue
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides, beside the policy: the declared section, and the objective as limits."""
+
+    declared: Autotune
+    p99_ms: float
+    error_rate: float = field(default=1.0)
+
+    def holds(self, seen: Observation) -> bool:
+        """Tell whether the objective holds."""
+        return seen.p99_ms is not None and seen.p99_ms <= self.p99_ms and seen.error_rate <= self.error_rate
+
+
+def decide(state: State, seen: Observation | None, policy: Policy, rules: Rules) -> tuple[Decision, State]:
+    """Return what to do, and the state with what was learnt. `seen` None: nothing is known of the present load.
+
+    The state changes its parameters only by `changed`, when the server has really gone over to them.
+    """
+    quiet = replace(state, wish=None, wished=0)
+    if seen is None:
+        return Decision("hold", state.current, "nothing is known of the present load"), quiet
+    if seen.requests < rules.declared.min_requests:
+        why = f"{seen.requests} requests in {seen.seconds:.0f} s are too few (min_requests)"
+        return Decision("hold", state.current, why), quiet
+    if state.trial:
+        return _judge(state, state.trial, seen, rules)
+    return _consider(state, seen, policy(state.current, seen), rules)
+
+
+def changed(state: State, decision: Decision, before: Observation, at_s: float) -> State:
+    """Return the state after the server has gone over to what was decided."""
+    recent = tuple(time_s for time_s in state.changes if time_s > at_s - HOUR_S)
+    trial = None if decision.action == "return" else Trial(before, at_s)
+    return replace(state, current=decision.to, trial=trial, changes=(*recent, at_s), wish=None, wished=0)
+
+
+def refused(state: State, decision: Decision) -> State:
+    """Return the state after the server did not load what was decided: it still has what it had."""
+    return replace(state, refused=(*state.refused, decision.to), wish=None, wished=0)
+
+
+# --- a change on trial ---
+
+
+def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple[Decision, State]:
+    window_s = rules.declared.window_s
+    if seen.at_s - seen.seconds < trial.since_s or seen.seconds < window_s:
+        why = f"a change is on trial: {max(0.0, seen.at_s - trial.since_s):.0f} of {window_s:g} s"
+        return Decision("hold", state.current, why), state
+    over = replace(state, trial=None)
+    if not _comparable(trial.before.rate_rps, seen.rate_rps):
+        rates = f"from {trial.before.rate_rps:.0f} to {seen.rate_rps:.0f} requests/s"
+        if rules.holds(seen):
+            kept = replace(over, good=state.current)
+            return Decision(
+                "hold", state.current, f"the load went {rates}; the objective holds, the change stays"
+            ), kept
+        return Decision("hold", state.current, f"the load went {rates}: the change cannot be judged by it"), over
+    worse = _worse(trial.before, seen, rules)
+    if not worse:
+        why = f"the change is good: p99 {_ms(seen.p99_ms)}, {_ms(trial.before.p99_ms)} before it"
+        return Decision("hold", state.current, why), replace(over, good=state.current)
+    until_s = seen.at_s + BARRED_COOL_DOWNS * rules.declared.cool_down_s
+    known = tuple(bar for bar in state.barred if bar.until_s > seen.at_s)
+    barred = replace(over, barred=(*known, Barred(state.current, seen.rate_rps, until_s)))
+    if state.good == state.current:
+        return Decision("hold", state.current, f"{worse}; there is nothing better known to go back to"), barred
+    return Decision("return", state.good, f"{worse}: back to the last good parameters"), barred
+
+
+def _worse(before: Observation, after: Observation, rules: Rules) -> str:
+    """Return in which way it is worse than before; empty when it is not."""
+    if after.error_rate > max(rules.error_rate, before.error_rate):
+        return f"{after.error_rate:.2%} of the requests fail, {before.error_rate:.2%} did before the change"
+    if after.p99_ms is None or before.p99_ms is None:
+        return ""
+    if after.p99_ms > before.p99_ms * (1 + rules.declared.tolerance):
+        return f"p99 is {_ms(after.p99_ms)}, {_ms(before.p99_ms)} before the change"
+    return ""
+
+
+def _comparable(before_rps: float, after_rps: float) -> bool:
+    low, high = sorted((before_rps, after_rps))
+    return high <= low * COMPARABLE
+
+
+# --- a change to be made ---
+
+
+def _consider(state: State, seen: Observation, wish: Wish, rules: Rules) -> tuple[Decision, State]:
+    """Decide on what a policy wants: not what failed before, not too soon, not too often, not for a moment."""
+
+    def hold(why: str, then: State) -> tuple[Decision, State]:
+        return Decision("hold", state.current, why), then
+
+    declared = rules.declared
+    if wish.queue == state.current:
+        return hold(wish.reason, replace(state, wish=None, wished=0))
+    wished = state.wished + 1 if state.wish == wish.queue and state.wished else 1
+    waiting = replace(state, wish=wish.queue, wished=wished)
+    if wish.queue and seen.largest_request > wish.queue.max_batch_size and not wish.queue.enable_large_batch_splitting:
+        largest = f"requests of up to {seen.largest_request} examples come"
+        return hold(f"{wish.reason}; but {largest}, which {describe(wish.queue)} would refuse", waiting)
+    if wish.queue in state.refused:
+        return hold(f"{wish.reason}; but the server did not load {describe(wish.queue)}", waiting)
+    if any(
+        bar.queue == wish.queue and bar.until_s > seen.at_s and _comparable(bar.rate_rps, seen.rate_rps)
+        for bar in state.barred
+    ):
+        return hold(f"{wish.reason}; but {describe(wish.queue)} was tried at this rate and taken back", waiting)
+    recent = [time_s for time_s in state.changes if time_s > seen.at_s - HOUR_S]
+    if recent and seen.at_s - recent[-1] < declared.cool_down_s:
+        left_s = declared.cool_down_s - (seen.at_s - recent[-1])
+        return hold(f"{wish.reason}; cooling down for {left_s:.0f} s more", waiting)
+    if len(recent) >= declared.changes_per_hour:
+        return hold(f"{wish.reason}; but there were {len(recent)} changes within an hour", waiting)
+    if wished < declared.confirmations:
+        return hold(f"{wish.reason}; seen {wished} of {declared.confirmations} times", waiting)
+    return Decision("change", wish.queue, wish.reason), waiting
+
+
+def describe(queue: Queue) -> str:
+    """Return parameters in few words."""
+    if queue is None:
+        return "no batching"
+    sizes = f", sizes {'/'.join(map(str, queue.allowed_batch_sizes))}" if queue.allowed_batch_sizes else ""
+    return (
+        f"batches of {queue.max_batch_size}, {queue.batch_timeout_micros} µs, "
+        f"{queue.max_enqueued_batches} enqueued{sizes}"
+    )
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g} ms"
