@@ -19,6 +19,8 @@ Queue = BatchQueue | None
 HOUR_S = 3600.0
 COMPARABLE = 1.25
 """Rates that differ by less than this factor let latencies be compared."""
+PATIENCE_WINDOWS = 10
+"""A change that too few requests have seen after so many windows is on trial no more."""
 BARRED_COOL_DOWNS = 10
 """For so many cool-downs parameters that were taken back are not tried again, unless the rate becomes another."""
 
@@ -138,6 +140,8 @@ def decide(state: State, seen: Observation | None, policy: Policy, rules: Rules)
         return Decision("hold", state.current, "nothing is known of the present load"), quiet
     if seen.requests < rules.declared.min_requests:
         why = f"{seen.requests} requests in {seen.seconds:.0f} s are too few (min_requests)"
+        if state.trial and seen.at_s > state.trial.since_s + PATIENCE_WINDOWS * rules.declared.window_s:
+            return Decision("hold", state.current, f"{why}: the change stays unjudged"), replace(quiet, trial=None)
         return Decision("hold", state.current, why), quiet
     if state.trial:
         return _judge(state, state.trial, seen, rules)
@@ -154,6 +158,11 @@ def changed(state: State, decision: Decision, before: Observation, at_s: float) 
 def refused(state: State, decision: Decision) -> State:
     """Return the state after the server did not load what was decided: it still has what it had."""
     return replace(state, refused=(*state.refused, decision.to), wish=None, wished=0)
+
+
+def postponed(state: State, at_s: float) -> State:
+    """Return the state after a change that did not come about: the next attempt waits as after a change."""
+    return replace(state, changes=(*state.changes, at_s), wish=None, wished=0)
 
 
 # --- a change on trial ---

@@ -105,6 +105,13 @@ def test_a_change_is_judged_by_what_was_seen_after_it_alone(observation, expecte
     assert reason in decision.reason
 
 
+def test_a_trial_without_traffic_ends_without_a_verdict():
+    decision, state = decide(ON_TRIAL, seen(1085, rps=1), always(None), RULES)
+    assert "too few" in decision.reason and state.trial
+    decision, state = decide(ON_TRIAL, seen(1086, rps=1), always(None), RULES)
+    assert "stays unjudged" in decision.reason and (state.trial, state.good) == (None, SMALL)
+
+
 def test_requests_that_fail_after_a_change_take_it_back():
     rules = Rules(RULES.declared, 50.0, error_rate=0.01)
     decision, _ = decide(ON_TRIAL, seen(996, failures=30), always(None), rules)

@@ -1,0 +1,165 @@
+"""The autotuner at work: it looks at the metrics page, decides for each model, and publishes what it decided.
+
+What it decides and when is `control`'s; what the server does is `publishing`'s. Whatever goes wrong on the way, the
+server stays as it is: metrics that stop coming, a version that is not loaded, a server that someone replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from launchpad.client import ServerError
+from launchpad.errors import LaunchpadError
+from launchpad.publishing import NotLoaded
+from launchpad.tune.autotune import control
+from launchpad.tune.autotune.control import Decision, Observation, Policy, Queue, Rules, State
+from launchpad.tune.autotune.observing import Page, observe, read
+
+
+class Live(Protocol):
+    """The server that is adjusted."""
+
+    def instance(self) -> str:
+        """Return which start of the server it is. Raises LaunchpadError where none runs."""
+
+    def metrics(self) -> str:
+        """Return the metrics page. Raises ServerError."""
+
+    def version(self, model: str) -> int:
+        """Return the version of a model that is served. Raises ServerError."""
+
+    def queue(self, model: str, version: int) -> Queue:
+        """Return the parameters of a version."""
+
+    def publish(self, model: str, queue: Queue, why: str) -> int:
+        """Have a model served with these parameters; return the version. Raises NotLoaded, ServerError."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decision, with what it was taken from and what came of it.
+
+    at: seconds since the epoch. version: what is served now. outcome: `held`, `applied`, `would apply`, or what
+    went wrong.
+    """
+
+    at: float
+    model: str
+    version: int
+    before: Queue
+    decision: Decision
+    seen: Observation | None
+    outcome: str
+
+    @property
+    def is_change(self) -> bool:
+        return self.decision.action != "hold"
+
+
+Journal = Callable[[Entry], None]
+
+
+@dataclass
+class _Model:
+    state: State
+    version: int
+    since_s: float = 0.0
+    """Pages older than this are of other parameters."""
+
+
+class Autotuner:
+    """Adjusts the models of one server. `look` is one round; times are seconds on the clock that it is given."""
+
+    def __init__(
+        self, live: Live, models: Sequence[str], policy: Policy, rules: Rules, journal: Journal, dry_run: bool = False
+    ) -> None:
+        """Raises ServerError where the server cannot be asked."""
+        self._live = live
+        self._policy = policy
+        self._rules = rules
+        self._journal = journal
+        self._dry_run = dry_run
+        self._pages: deque[Page] = deque()
+        self._trouble = ""
+        self._instance = live.instance()
+        self._models = {name: self._begin(name, live.version(name), 0.0) for name in models}
+
+    def look(self, now_s: float) -> None:
+        """Read the metrics, decide for each model, and do what was decided."""
+        self._trouble = ""
+        try:
+            self._follow(now_s)
+            self._read_page(now_s)
+        except (LaunchpadError, ServerError, ValueError) as error:
+            self._pages.clear()
+            self._trouble = f"the metrics do not come ({error}); nothing is changed until they do"
+        for name in self._models:
+            self._look_at(name, now_s)
+
+    def _follow(self, now_s: float) -> None:
+        """Begin anew where the server is another, or someone else published to it."""
+        if (instance := self._live.instance()) != self._instance:
+            self._pages.clear()
+            self._instance = instance
+            self._models = {name: self._begin(name, self._live.version(name), now_s) for name in self._models}
+        for name, model in self._models.items():
+            if (version := self._live.version(name)) != model.version:
+                self._models[name] = self._begin(name, version, now_s)
+
+    def _read_page(self, now_s: float) -> None:
+        self._pages.append(read(self._live.metrics(), now_s))
+        while len(self._pages) > 1 and self._pages[1].at_s <= now_s - self._rules.declared.window_s:
+            self._pages.popleft()
+
+    def _look_at(self, name: str, now_s: float) -> None:
+        model = self._models[name]
+        before = model.state.current
+        seen = self._observed(name)
+        if others := [other for other, its in self._models.items() if other != name and its.state.trial]:
+            held = Decision("hold", before, self._trouble or f"a change of {others[0]} is on trial")
+            self._enter(name, before, held, seen, "held")
+            return
+        decision, model.state = control.decide(model.state, seen, self._policy, self._rules)
+        if decision.action == "hold" or seen is None:
+            told = replace(decision, reason=self._trouble) if self._trouble else decision
+            self._enter(name, before, told, seen, "held")
+        else:
+            self._enter(name, before, decision, seen, self._apply(name, decision, seen, now_s))
+
+    def _observed(self, name: str) -> Observation | None:
+        """Return what was seen of a model under its present parameters; None if that is nothing yet."""
+        pages = [page for page in self._pages if page.at_s >= self._models[name].since_s]
+        return observe(name, pages[0], pages[-1]) if len(pages) > 1 else None
+
+    def _begin(self, name: str, version: int, since_s: float) -> _Model:
+        return _Model(State.of(self._live.queue(name, version)), version, since_s)
+
+    def _apply(self, name: str, decision: Decision, seen: Observation, now_s: float) -> str:
+        model = self._models[name]
+        if self._dry_run:
+            model.state = control.postponed(model.state, now_s)
+            return "would apply"
+        start = time.monotonic()
+        try:
+            model.version = self._live.publish(name, decision.to, decision.reason)
+        except NotLoaded as refusal:
+            model.state = control.postponed(control.refused(model.state, decision), now_s)
+            return str(refusal)
+        except (LaunchpadError, ServerError, OSError) as error:
+            model.state = control.postponed(model.state, now_s)
+            return f"could not be applied: {error}"
+        done_s = now_s + time.monotonic() - start
+        model.state = control.changed(model.state, decision, seen, done_s)
+        model.since_s = done_s
+        with contextlib.suppress(ServerError, ValueError):  # else the next look is the first under the new parameters
+            self._read_page(done_s)
+        return "applied"
+
+    def _enter(self, name: str, before: Queue, decision: Decision, seen: Observation | None, outcome: str) -> None:
+        version = self._models[name].version
+        self._journal(Entry(time.time(), name, version, before, decision, seen, outcome))
