@@ -164,6 +164,22 @@ def capacity(
             show(given, model or None, signature or None, protocol, p99 or None)
 
 
+@task(
+    auto_shortflags=False,
+    help={
+        "policy": "threshold or model; the declared one unless given",
+        "duration": "seconds after which it ends; until Ctrl-C unless given",
+        "dry_run": "show what it would do, change nothing",
+    },
+)
+def autotune(_: Invocation, policy: str = "", duration: float = 0.0, dry_run: bool = False) -> None:
+    """Keep the running server's batching parameters right while traffic changes, without a restart."""
+    with reported():
+        from launchpad.tune.autotune.stage import run as adjust
+
+        adjust(ROOT, policy, duration, dry_run)
+
+
 @task(positional=["before", "after"], help={"before": "a run id", "after": "another run id"})
 def compare(_: Invocation, before: str, after: str) -> None:
     """Say which percentile moved between two runs, by how much, and whether that is noise."""

@@ -94,6 +94,10 @@ class Layout:
     def lock(self) -> Path:
         return self.private / "lock"
 
+    @property
+    def autotune_lock(self) -> Path:
+        return self.private / "autotune.lock"
+
     def relative(self, path: Path) -> str:
         """Return the path as the user would write it in the checkout."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

@@ -113,7 +113,7 @@ class Embedded(Program):
         return files.digest(files.tree(self.PACKAGE))
 
     def program(self, context: Context) -> list[str]:
-        return [sys.executable, "-m", self.MODULE, "--host=127.0.0.1"]
+        return [sys.executable, "-m", self.MODULE, "--host=127.0.0.1", "--share_ports"]
 
     def is_own(self, command: list[str]) -> bool:
         return command[1:3] == ["-m", self.MODULE]

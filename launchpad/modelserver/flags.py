@@ -135,6 +135,12 @@ class Options:
     max_request_bytes: int = _flag(
         256 * 1024 * 1024, "Largest REST body accepted, in bytes, before and after decompression.", own=True
     )
+    share_ports: bool = _flag(
+        False,
+        "Lets another server started with this flag listen on the same ports; SIGUSR2 makes the older one leave them "
+        "to it without losing a request.",
+        own=True,
+    )
     shutdown_grace_seconds: float = _flag(30.0, "Time that requests in flight have to finish after SIGTERM.", own=True)
 
 

@@ -175,6 +175,10 @@ class HttpServer:
         for connection in list(self.connections):
             connection.drop_if_stalled(limit)
 
+    def announce_leave(self) -> None:
+        """From now on close each connection with its next answer, which tells the client so."""
+        self.closing = True
+
     def close_idle(self) -> None:
         """From now on close each connection when it has no request under way."""
         self.closing = True

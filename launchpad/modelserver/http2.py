@@ -141,6 +141,11 @@ class Http2Server:
         """A protocol for a new connection."""
         return Http2Connection(self)
 
+    def announce_leave(self) -> None:
+        """Ask the clients to open other connections; what they still send on these is answered."""
+        for connection in list(self.connections):
+            connection.announce_leave()
+
     def close_idle(self) -> None:
         """Take no new requests; close each connection when its last one is answered."""
         for connection in list(self.connections):
@@ -272,6 +277,11 @@ class Http2Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             self.connection_lost(None)
+
+    def announce_leave(self) -> None:
+        """Tell the client to go elsewhere, and go on answering: the first of the two steps of RFC 9113, 6.8."""
+        if self._transport is not None and not self._leaving:
+            self._write(frame(_GOAWAY, 0, 0, struct.pack(">II", _MAX_WINDOW, _NO_ERROR)))
 
     def go_away(self) -> None:
         """Take no new requests; close when the last one is answered."""

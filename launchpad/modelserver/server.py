@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
 import signal
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape as glob_escape
@@ -34,6 +36,10 @@ from .warmup import has_requests, replay
 
 _log = logging.getLogger(__name__)
 _STALL_CHECK_S = 5.0
+_STEER_S = 0.25
+_LINGER_S = 3.0
+"""How long a server that leaves its ports to another waits for handshakes under way, and for clients to go over."""
+_SO_ATTACH_REUSEPORT_CBPF = 51
 
 
 class StartError(RuntimeError):
@@ -175,6 +181,7 @@ class ModelServer:
         )
         self._tls = config.ssl_context(options)
         self._stop = asyncio.Event()
+        self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[asyncio.Server] = []
 
@@ -204,6 +211,8 @@ class ModelServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        if self._options.share_ports:
+            loop.add_signal_handler(signal.SIGUSR2, self._leave)
         self._bind_ports()
         loading = loop.create_task(self._load_models())
         stopping = loop.create_task(self._stop.wait())
@@ -213,6 +222,8 @@ class ModelServer:
             _calm_collector()
             await self._listen()
             await stopping
+            if self._leaving:
+                await self._hand_over()
             await self._drain()
         loading.cancel()
         for task in self._tasks:
@@ -226,8 +237,8 @@ class ModelServer:
             raise StartError("--rest_api_port cannot be the same as --port")
         if not options.rest_api_port and not options.port and not options.grpc_socket_path:
             raise StartError("nothing to serve: --port, --rest_api_port and --grpc_socket_path are all off")
-        self._rest_socket = _bind(options.host, options.rest_api_port)
-        self._grpc_socket = _bind(options.host, options.port)
+        self._rest_socket = _bind(options.host, options.rest_api_port, options.share_ports)
+        self._grpc_socket = _bind(options.host, options.port, options.share_ports)
 
     async def _load_models(self) -> None:
         new = self._manager.configure(self._models)
@@ -296,6 +307,25 @@ class ModelServer:
         await self._manager.poll_once()
         await self._manager.wait_until_available(new)
 
+    def _leave(self) -> None:
+        self._leaving = True
+        self._stop.set()
+
+    async def _hand_over(self) -> None:
+        """Leave the ports to the server that shares them: new connections are its from now on, and the clients of
+        the present ones are asked to come anew, for as long as most of them take to do so."""
+        _log.info("leaving the ports to another server")
+        for bound in filter(None, (self._rest_socket, self._grpc_socket)):
+            _steer_to_successor(bound)
+        await asyncio.sleep(_STEER_S)
+        for listener in self._listeners:
+            listener.close()
+        self._http.announce_leave()
+        self._http2.announce_leave()
+        limit = monotonic() + _LINGER_S
+        while self._busy_connections() and monotonic() < limit:
+            await asyncio.sleep(0.01)
+
     async def _drain(self) -> None:
         _log.info("stopping: no new connections, finishing what is in flight")
         for listener in self._listeners:
@@ -334,7 +364,7 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def _bind(host: str, port: int) -> socket.socket | None:
+def _bind(host: str, port: int, share: bool) -> socket.socket | None:
     """A socket bound to the port, not listening yet; None for port 0. Raises StartError."""
     if not port:
         return None
@@ -342,10 +372,24 @@ def _bind(host: str, port: int) -> socket.socket | None:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {_reason(error)}") from None
     return bound
+
+
+def _steer_to_successor(bound: socket.socket) -> None:
+    """Have the kernel give all new connections to the second of the sockets that share the port.
+
+    They are numbered in the order in which they began to listen. A classic BPF program of one instruction names the
+    number, see SO_ATTACH_REUSEPORT_CBPF in socket(7); where there is no such socket the kernel chooses as before. What
+    is already in this socket's own queue stays there, to be accepted before it is closed: closing it would reset that.
+    """
+    returns_one = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 1))
+    program = struct.pack("HP", 1, ctypes.addressof(returns_one))
+    bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
 
 
 def _reason(error: OSError) -> str:

@@ -1,0 +1,188 @@
+"""`invoke autotune`: the autotuner on the launched server, in the foreground, until Ctrl-C or for a time."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from launchpad import batching, console, declaration
+from launchpad.client import RestClient, ServerError
+from launchpad.declaration import Declaration
+from launchpad.errors import DeclarationError, EnvironmentFault
+from launchpad.exclusive import exclusive
+from launchpad.layout import Layout
+from launchpad.publishing import Publisher
+from launchpad.server import Server
+from launchpad.spec import Autotune
+from launchpad.tune.autotune.control import Policy, Queue, Rules, describe
+from launchpad.tune.autotune.threshold import threshold
+from launchpad.tune.autotune.tuner import Autotuner, Entry
+
+METRICS_TIMEOUT_S = 5.0
+REPEAT_S = 60.0
+"""A hold whose reason is the same as before is shown again after so long."""
+
+
+class LiveServer:
+    """The server that is launched in a checkout, whichever it is at the moment."""
+
+    def __init__(self, declared: Declaration) -> None:
+        self._declared = declared
+        self._layout = Layout(declared.root)
+        self._take(Publisher(declared))
+
+    def _take(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._rest = RestClient(str(publisher.server.rest_url), METRICS_TIMEOUT_S)
+
+    def instance(self) -> str:
+        recorded = Server.load(self._layout)
+        if recorded and recorded.instance != self._publisher.server.instance:
+            self._take(Publisher(self._declared))
+        server = self._publisher.server
+        if not server.is_running:
+            raise EnvironmentFault(f"the launched server has ended: {server.ending}")
+        return server.instance
+
+    def metrics(self) -> str:
+        path = self._publisher.server.metrics_path
+        if path is None:
+            raise ServerError("no metrics", "the server was launched without a metrics page")
+        return self._rest.metrics(path)
+
+    def version(self, model: str) -> int:
+        return self._publisher.served(model)
+
+    def queue(self, model: str, version: int) -> Queue:
+        return self._publisher.batching(model, version)
+
+    def publish(self, model: str, queue: Queue, why: str) -> int:
+        published = self._publisher.publish(model, batching=queue or "off", why=why, replace=True)
+        self._publisher.prune(model)
+        return published.version
+
+
+def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = False) -> None:
+    """Adjust the launched server until Ctrl-C, or for `duration_s`. The server keeps what it has at the end.
+
+    Raises DeclarationError where the declaration says nothing of it, EnvironmentFault where no server runs, it cannot
+    be published to, or another autotuner adjusts it.
+    """
+    declared = declaration.load(root)
+    settings = _settings(declared, policy)
+    rules = rules_of(declared, settings)
+    models = _models(declared, settings)
+    with exclusive(Layout(root).autotune_lock, "another autotuner adjusts this checkout's server"):
+        live = LiveServer(declared)
+        screen = Screen(dry_run)
+        tuner = Autotuner(live, models, _policy(settings, rules), rules, screen.show, dry_run)
+        console.say(
+            f"autotune: policy {settings.policy}, {', '.join(models)}; p99 {rules.p99_ms:g} ms to hold; a look every "
+            f"{settings.interval_s:g} s; Ctrl-C ends it and leaves the server as it is"
+        )
+        try:
+            _loop(tuner, settings.interval_s, duration_s)
+        except KeyboardInterrupt:
+            console.say("ended; the server stays as it is")
+        screen.sum_up()
+
+
+def _loop(tuner: Autotuner, interval_s: float, duration_s: float) -> None:
+    start = time.monotonic()
+    tuner.look(start)
+    while not duration_s or time.monotonic() - start < duration_s:
+        time.sleep(interval_s)
+        tuner.look(time.monotonic())
+
+
+def _settings(declared: Declaration, policy: str) -> Autotune:
+    settings = declared.pipeline.autotune
+    if settings is None:
+        raise DeclarationError(
+            "the declaration has no section `autotune`, so the server reads no version's own batching parameters",
+            declared.file,
+            "add `autotune: {}`, then `invoke configure` and `invoke launch`",
+        )
+    if policy not in ("", "threshold", "model"):
+        raise DeclarationError(f"there is no policy {policy!r}", fix="threshold or model")
+    return settings.model_copy(update={"policy": policy}) if policy else settings
+
+
+def rules_of(declared: Declaration, settings: Autotune) -> Rules:
+    """Return what decides beside the policy."""
+    objectives = declared.pipeline.objectives
+    p99_ms = settings.p99_ms or objectives.p99_ms
+    assert p99_ms is not None  # the declaration was refused without
+    return Rules(settings, p99_ms, 1.0 if objectives.error_rate is None else objectives.error_rate)
+
+
+def _models(declared: Declaration, settings: Autotune) -> list[str]:
+    batched = [name for name, queue in batching.effective(declared).queues.items() if queue]
+    if not (settings.models or batched):
+        raise DeclarationError(
+            "no model is batched: there is nothing to adjust",
+            declared.where("autotune"),
+            "give a model batching parameters, or name models in autotune.models",
+        )
+    return list(settings.models or batched)
+
+
+def _policy(settings: Autotune, rules: Rules) -> Policy:
+    return threshold(rules)
+
+
+class Screen:
+    """What is decided, as it happens: every change, and each hold whose reason is a new one."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self._dry_run = dry_run
+        self._said: dict[str, tuple[str, float]] = {}
+        self._changes: list[Entry] = []
+
+    def show(self, entry: Entry) -> None:
+        reason = re.sub(r"[\d.]+", "", entry.decision.reason)
+        known, at = self._said.get(entry.model, ("", 0.0))
+        if entry.is_change:
+            self._changes.append(entry)
+        elif known == reason and entry.at - at < REPEAT_S:
+            return
+        self._said[entry.model] = (reason, entry.at)
+        console.say(_line(entry), "bold" if entry.is_change else "")
+        if entry.is_change and entry.outcome not in ("applied", "would apply"):
+            console.say(f"  ! {entry.outcome}", "yellow")
+
+    def sum_up(self) -> None:
+        """Print the changes that were made."""
+        rows = [
+            (
+                _clock(entry.at),
+                entry.model,
+                describe(entry.before),
+                describe(entry.decision.to),
+                entry.outcome.splitlines()[0],
+                entry.decision.reason,
+            )
+            for entry in self._changes
+        ]
+        if not rows:
+            console.say("nothing was changed")
+            return
+        title = "What it would have changed" if self._dry_run else "What changed"
+        console.table(title, ("time", "model", "from", "to", "", "why"), rows)
+
+
+def _line(entry: Entry) -> str:
+    seen = entry.seen
+    figures = "no figures"
+    if seen:
+        p99 = "–" if seen.p99_ms is None else f"{seen.p99_ms:.3g} ms"
+        size = "" if seen.batch_size is None else f", batches of {seen.batch_size:.1f}"
+        figures = f"{seen.rate_rps:.0f} requests/s, p99 {p99}{size}"
+    words = {"hold": "holds", "change": "changes to", "return": "returns to"}
+    what = words[entry.decision.action] + (f" {describe(entry.decision.to)}" if entry.is_change else "")
+    return f"{_clock(entry.at)} {entry.model}: {figures} · {what}: {entry.decision.reason}"
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
