@@ -1,15 +1,21 @@
-"""The run store keeps a run with its figures, or nothing of it."""
+"""The run store keeps a run with its figures, or nothing of it; older stores are brought up to date."""
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
+import threading
 
 import pytest
+from hdrh.histogram import HdrHistogram
+from sqlalchemy import event
 
+from launchpad import files
 from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.loadtest import summary
 from launchpad.runfolder import histogram
-from launchpad.store import Store
+from launchpad.store import Store, attempt, connection, migrate
+from launchpad.store.schema import Base
 
 TEXT = "name: tiny\nmodels:\n  tiny: {{source: m.py:f}}\nstore: {url}\n"
 
@@ -115,3 +121,162 @@ def test_a_store_that_loses_a_table_takes_nothing_in_part(declared):
         with pytest.raises(EnvironmentFault, match="no such table"):
             store.add_run(document("second"))
     assert rows(declared, "select id from runs") == [("first",)]
+
+
+FIRST_SCHEMA = """
+create table runs (id varchar(32) not null primary key, status varchar(16) not null, started datetime not null,
+  profile varchar(64) not null, backend varchar(16) not null, configuration varchar(64) not null,
+  summary json not null);
+create index ix_runs_started on runs (started);
+create table results (run varchar(32) not null references runs (id), scope varchar(8) not null,
+  name varchar(128) not null, requests integer not null, failures integer not null, success_rate float,
+  throughput_rps float not null, mean_ms float, p50_ms float, p95_ms float, p99_ms float, max_ms float,
+  primary key (run, scope, name));
+insert into runs values ('old', 'completed', '2025-12-31 00:00:00.000000', 'steady', 'embedded', 'c', '{}');
+insert into results values ('old', 'all', '', 10, 0, 1.0, 5.0, 1.0, 1.0, 2.0, 3.0, 4.0);
+"""
+
+
+@pytest.fixture
+def old_store(declared):
+    (declared.root / "deep").mkdir()
+    made = sqlite3.connect(declared.root / "deep" / "store.db")
+    made.executescript(FIRST_SCHEMA)
+    made.close()
+
+
+def test_a_store_from_before_there_were_migrations_keeps_its_runs_and_takes_new_ones(declared, old_store):
+    with Store.open(declared) as store:
+        store.add_run(document())
+    assert rows(declared, "select run, p99_ms from run_latency where scope = 'all' order by started") == [
+        ("old", 3.0),
+        ("20260101-000000-abcd", 3.001),
+    ]
+    assert rows(declared, "select version_num from alembic_version") == [(migrate.HEAD,)]
+
+
+def test_two_that_open_an_old_store_at_once_migrate_it_once(declared, old_store):
+    raised = []
+
+    def open_it() -> None:
+        try:
+            Store.open(declared)
+        except Exception as error:
+            raised.append(error)
+
+    opening = [threading.Thread(target=open_it) for _ in range(4)]
+    for thread in opening:
+        thread.start()
+    for thread in opening:
+        thread.join()
+    assert not raised
+    assert rows(declared, "select id from runs") == [("old",)]
+
+
+def test_a_store_of_a_newer_version_is_left_as_it_is(declared):
+    Store.open(declared)
+    made = sqlite3.connect(declared.root / "deep" / "store.db")
+    made.execute("update alembic_version set version_num = '9999'")
+    made.commit()
+    made.close()
+    with pytest.raises(EnvironmentFault, match="newer version of this project: its schema is 9999") as raised:
+        Store.open(declared)
+    assert "update this checkout" in raised.value.problems[0].fix
+
+
+def test_a_locked_store_is_said_to_be_locked_and_what_was_measured_is_not_lost(declared, monkeypatch, capsys):
+    Store.open(declared)
+    monkeypatch.setattr(connection, "LOCK_TIMEOUT_S", 0.1)
+    holder = sqlite3.connect(declared.root / "deep" / "store.db", isolation_level=None)
+    holder.execute("begin immediate")
+    try:
+        assert not attempt(declared, lambda store: store.add_run(document()))
+    finally:
+        holder.close()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "locked by another program" in said and "invoke store --fill" in said
+    assert attempt(declared, lambda store: store.add_run(document()))
+
+
+def test_a_full_store_is_said_to_be_full_and_keeps_nothing_in_part(declared):
+    with Store.open(declared) as store:
+        limit = "pragma max_page_count = 1"  # no more pages than there are
+        event.listen(store._engine, "connect", lambda connection, _: connection.execute(limit))
+        with pytest.raises(EnvironmentFault, match="has no room left") as raised:
+            store.add_run(document(why="x" * 100_000))
+    assert "make room" in raised.value.problems[0].fix
+    assert rows(declared, "select count(*) from runs") == [(0,)]
+
+
+def test_a_run_comes_with_its_seconds_histograms_and_gates(declared, repository):
+    folder = next((repository / "loadtests" / "results").glob("*/summary.json")).parent
+    summary = files.read_json(folder / "summary.json")
+    with Store.open(declared) as store:
+        store.add_run(summary, folder)
+    requests = summary["totals"]["requests"]
+    assert rows(declared, "select sum(requests) from seconds") == [(requests,)]
+    assert rows(declared, "select sum(count) from histograms where kind = 'response'") == [(requests,)]
+    assert rows(declared, "select count(*) from gates where passed") == [(len(summary["objectives"]),)]
+    ((payload,),) = rows(declared, "select payload from histograms where kind = 'response' limit 1")
+    assert HdrHistogram.decode(payload).get_total_count() > 0
+
+
+def test_a_run_folder_without_its_histograms_gives_what_it_has(declared, tmp_path):
+    (tmp_path / "history.csv").write_text(
+        "second,line,requests,failures,p50_ms,p95_ms,p99_ms,max_ms\n"
+        "0,tiny one,2,1,1.0,2.0,3.0,3.0\n1,tiny one,1,1,,,,\n"
+    )
+    with Store.open(declared) as store:
+        store.add_run(document(), tmp_path)
+    assert rows(declared, "select second, failures, p99_ms from seconds") == [(0, 1, 3.0), (1, 1, None)]
+    assert rows(declared, "select count(*) from histograms") == [(0,)]
+
+
+def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(declared):
+    now = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
+    with Store.open(declared) as store:
+        store.add_run(document("old", started="2026-01-01T00:00:00+00:00"))
+        store.add_run(document("new", started="2026-02-28T00:00:00+00:00"))
+        store.add_samples(
+            [{"at": now - datetime.timedelta(days=age), "instance": "i", "model": "", "trouble": ""} for age in (40, 5)]
+        )
+        month = now - datetime.timedelta(days=30)
+        assert store.prune(month)["samples"] == 1
+        assert store.runs() == {"old", "new"}
+        assert store.prune(month, month) | {} == {
+            "samples": 0,
+            "stages": 0,
+            "results": 4,
+            "seconds": 0,
+            "histograms": 0,
+            "gates": 0,
+            "runs": 1,
+        }
+        assert store.runs() == {"new"} and store.counts()["samples"] == 1
+
+
+def test_the_migrations_make_the_tables_that_the_code_writes_to(declared):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    Store.open(declared)
+    with connection.writer(connection.locate(declared)).connect() as opened:
+        assert compare_metadata(MigrationContext.configure(opened), Base.metadata) == []
+
+
+def test_a_moment_is_kept_in_utc_whatever_zone_it_was_given_in(declared):
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    with Store.open(declared) as store:
+        store.add_stages(
+            [
+                {
+                    "at": datetime.datetime(2026, 1, 1, 1, 0, tzinfo=zone),
+                    "stage": "export",
+                    "status": "done",
+                    "seconds": 1.0,
+                    "detail": "",
+                    "run": None,
+                }
+            ]
+        )
+    assert rows(declared, "select at from stages") == [("2025-12-31 23:00:00.000000",)]

@@ -1,0 +1,118 @@
+"""Connections to the store's database: for writing, one writer at a time waiting for the other; for reading alone."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from launchpad.declaration import Declaration
+from launchpad.errors import DeclarationError, EnvironmentFault
+
+LOCK_TIMEOUT_S = 15.0
+"""How long a writer waits for another one."""
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_S = 60
+"""How long a reader's question may take on PostgreSQL."""
+
+REFILL = "what is measured stays in files: `invoke store --fill` adds it once the store is there"
+
+
+def locate(declaration: Declaration) -> URL:
+    """Return the URL of the declared store, an SQLite path counted from the checkout. Raises DeclarationError."""
+    where, hint = declaration.where("store"), "such as sqlite:///.launchpad/store.db or postgresql+psycopg://host/name"
+    try:
+        url = make_url(declaration.pipeline.store)
+        url.get_dialect()
+    except (SQLAlchemyError, ImportError) as error:
+        raise DeclarationError(f"store: {error}", where, hint) from None
+    if url.get_backend_name() == "sqlite":
+        return url.set(database=str(declaration.root / (url.database or ".launchpad/store.db")))
+    if url.drivername != "postgresql+psycopg":
+        raise DeclarationError(f"store: {url.drivername} is not known here", where, hint)
+    return url
+
+
+def writer(url: URL) -> Engine:
+    """Return an engine whose transactions write, one after the other. Makes the folder of an SQLite file."""
+    if url.get_backend_name() == "postgresql":
+        return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
+    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": LOCK_TIMEOUT_S})
+    # The driver would begin transactions late, so that two writers could each hold what the other needs.
+    event.listen(engine, "connect", _begin_by_hand)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _begin_by_hand(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+READS = {getattr(sqlite3, name) for name in ("SQLITE_SELECT", "SQLITE_READ", "SQLITE_FUNCTION", "SQLITE_RECURSIVE")}
+
+
+def reader(url: URL) -> Engine:
+    """Return an engine whose database refuses everything but reading, whatever a statement says."""
+    if url.get_backend_name() == "postgresql":
+        # Every statement is prepared: the protocol then takes one alone, so none can end the read-only transaction
+        # and go on behind it.
+        options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_S}s"
+        arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": 0, "options": options}
+        return create_engine(url, poolclass=NullPool, connect_args=arguments)
+    uri = url.set(database=f"file:{url.database}", query={"mode": "ro", "uri": "true"})
+    engine = create_engine(uri, poolclass=NullPool, connect_args={"timeout": LOCK_TIMEOUT_S})
+    event.listen(engine, "connect", _only_read)
+    return engine
+
+
+def _only_read(connection: sqlite3.Connection, record: Any) -> None:
+    connection.isolation_level = None
+    connection.set_authorizer(lambda action, *about: sqlite3.SQLITE_OK if action in READS else sqlite3.SQLITE_DENY)
+
+
+@contextmanager
+def told(doing: str, url: URL, where: str) -> Iterator[None]:
+    """Turn what the database refuses in the block into an EnvironmentFault in the user's words."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        raise EnvironmentFault(f"the store {_refusal(error, doing, url)}", where, _remedy(error, url)) from None
+
+
+def _refusal(error: Exception, doing: str, url: URL) -> str:
+    said = " ".join(str(getattr(error, "orig", error)).split())
+    if "database is locked" in said:
+        return f"is locked by another program for more than {LOCK_TIMEOUT_S:g} s, {doing}"
+    if "disk is full" in said or "No space left" in said:
+        return f"has no room left, {doing}"
+    if unreachable(error, url):
+        return f"does not answer at {url.render_as_string(hide_password=True)}: {said}"
+    return f"refused, {doing}: {said}"
+
+
+def unreachable(error: Exception, url: URL) -> bool:
+    """Tell whether no connection came about, so that nothing was asked."""
+    said = str(error)
+    if url.get_backend_name() == "sqlite":
+        return "unable to open" in said or "not a database" in said or "is not a" in said
+    return isinstance(error, DBAPIError) and (error.connection_invalidated or "connection" in said)
+
+
+def _remedy(error: Exception, url: URL) -> str:
+    said = str(error)
+    if "database is locked" in said:
+        return f"end the program that holds {url.database}; {REFILL}"
+    if "disk is full" in said or "No space left" in said:
+        return f"make room, or declare another store; {REFILL}"
+    if "not a database" in said:
+        return f"move {url.database} away, a new store is made in its place; {REFILL}"
+    return REFILL
