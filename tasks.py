@@ -256,3 +256,13 @@ def schema(_: Invocation, check: bool = False) -> None:
         from launchpad.housekeeping import write_schema
 
         write_schema(ROOT, check)
+
+
+@task(positional=["text"], help={"text": "what you changed, saw or did, and why; the first line is its title"})
+def note(_: Invocation, text: str) -> None:
+    """Write a note in reports/notes/: the reason of a change in pipeline.yaml, or one of its own."""
+    with reported():
+        from launchpad import console, declaration, notes
+
+        path = notes.add(declaration.load(ROOT), text)
+        console.say(f"wrote {path.relative_to(ROOT)}")

@@ -65,6 +65,11 @@ class Layout:
     def report(self, run: str) -> Path:
         return self.root / "reports" / run
 
+    @property
+    def notes(self) -> Path:
+        """What was changed, why, and what came of it."""
+        return self.root / "reports" / "notes"
+
     # what is never committed
     @property
     def private(self) -> Path:
