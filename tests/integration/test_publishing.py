@@ -7,14 +7,17 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from launchpad import declaration
+from launchpad import declaration, replacement
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault
+from launchpad.pipeline import context
 from launchpad.publishing import NotLoaded, Publisher
+from launchpad.server import Server
 from launchpad.spec import BatchQueue
 
 MODEL = "digits-cnn"
@@ -141,3 +144,32 @@ def test_only_what_was_published_and_is_not_served_is_pruned(publisher, served):
     assert publisher.prune(MODEL) == [before]
     assert publisher.versions(MODEL) == [0, newest]
     by_hand.rmdir()
+
+
+def test_a_server_with_more_batch_threads_takes_over_with_no_failed_request(publisher, served):
+    old = publisher.server
+    pinned = publisher.publish(MODEL, batching=QUEUE, replace=True)
+    with asked_all_along(publisher) as answers:
+        new = replacement.with_batch_threads(context(served.root), 3)
+
+    assert set(answers) == {"right"}
+    assert new.is_running and not old.is_running and new.rest_port == old.rest_port
+    assert Server.ready(served.layout) == new
+    assert replacement.batch_threads(served.layout) == 3
+    assert states(Publisher(declaration.load(served.root))) == {pinned.version: "AVAILABLE"}
+    assert len(new.runs_on.find(served.layout)) == 1
+
+
+def test_a_new_server_that_does_not_start_leaves_the_old_one_in_place(publisher, served):
+    before = replacement.batch_threads(served.layout)
+    with asked_all_along(publisher) as answers, pytest.raises(NotLoaded, match="ended while starting"):
+        replacement.with_batch_threads(context(served.root), -1)
+
+    assert set(answers) == {"right"}
+    assert replacement.batch_threads(served.layout) == before
+    assert Server.ready(served.layout).is_running
+    assert served.invoke("logs", check=True).stdout
+
+
+def test_a_server_that_cannot_share_its_ports_is_not_replaced(publisher):
+    assert "cannot share a port" in replacement.obstacle(replace(publisher.server, command=[]))
