@@ -13,8 +13,16 @@ from typing import Literal
 
 from launchpad.spec import Autotune, BatchQueue
 
-Queue = BatchQueue | None
-"""The parameters of a model's queue; None: it is not batched."""
+
+@dataclass(frozen=True)
+class ThreadPool:
+    """What the server's models share: batches that run at once."""
+
+    num_batch_threads: int
+
+
+Setting = BatchQueue | ThreadPool | None
+"""What is adjusted: the parameters of a model's queue (None: it is not batched), or the thread pool of the server."""
 
 HOUR_S = 3600.0
 COMPARABLE = 1.25
@@ -33,6 +41,7 @@ class Observation:
     Latencies in ms, as the server measures them, of requests answered well; None where there was none.
     batch_size, queueing_ms: means over all batched models, for the page does not tell them apart; None without any.
     largest_request: no batched request had more examples; a queue with smaller batches would refuse some.
+    steady: the rate at the end of the window is that of the window.
     """
 
     at_s: float
@@ -46,6 +55,7 @@ class Observation:
     batch_size: float | None = None
     queueing_ms: float | None = None
     largest_request: int = 1
+    steady: bool = True
 
     @property
     def rate_rps(self) -> float:
@@ -58,13 +68,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a policy wants; the present parameters where it wants no change."""
+    """What a policy wants; the present setting where it wants no change."""
 
-    queue: Queue
+    setting: Setting
     reason: str
 
 
-Policy = Callable[[Queue, Observation], Wish]
+Policy = Callable[[Setting, Observation], Wish]
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Trial:
 class Barred:
     """Parameters that were taken back, at which rate, and until when they are not tried again."""
 
-    queue: Queue
+    setting: Setting
     rate_rps: float
     until_s: float
 
@@ -93,19 +103,19 @@ class State:
     refused: parameters that the server did not load; they are never tried again.
     """
 
-    current: Queue
-    good: Queue
+    current: Setting
+    good: Setting
     trial: Trial | None = None
     changes: tuple[float, ...] = ()
-    wish: Queue = None
+    wish: Setting = None
     wished: int = 0
     barred: tuple[Barred, ...] = ()
-    refused: tuple[Queue, ...] = ()
+    refused: tuple[Setting, ...] = ()
 
     @classmethod
-    def of(cls, queue: Queue) -> State:
+    def of(cls, setting: Setting) -> State:
         """The state at the start: what is served counts as good."""
-        return cls(queue, queue)
+        return cls(setting, setting)
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Decision:
     """What to do about a model, and why. `to` is what it is to have: the present parameters where nothing changes."""
 
     action: Literal["hold", "change", "return"]
-    to: Queue
+    to: Setting
     reason: str
 
 
@@ -138,14 +148,19 @@ def decide(state: State, seen: Observation | None, policy: Policy, rules: Rules)
     quiet = replace(state, wish=None, wished=0)
     if seen is None:
         return Decision("hold", state.current, "nothing is known of the present load"), quiet
+    trouble = _undecidable(seen, rules)
+    if not trouble:
+        return _judge(state, state.trial, seen, rules) if state.trial else _consider(state, seen, policy, rules)
+    if state.trial and seen.at_s > state.trial.since_s + PATIENCE_WINDOWS * rules.declared.window_s:
+        return Decision("hold", state.current, f"{trouble}: the change stays unjudged"), replace(quiet, trial=None)
+    return Decision("hold", state.current, trouble), quiet
+
+
+def _undecidable(seen: Observation, rules: Rules) -> str:
+    """Return why a window tells nothing; empty when it does."""
     if seen.requests < rules.declared.min_requests:
-        why = f"{seen.requests} requests in {seen.seconds:.0f} s are too few (min_requests)"
-        if state.trial and seen.at_s > state.trial.since_s + PATIENCE_WINDOWS * rules.declared.window_s:
-            return Decision("hold", state.current, f"{why}: the change stays unjudged"), replace(quiet, trial=None)
-        return Decision("hold", state.current, why), quiet
-    if state.trial:
-        return _judge(state, state.trial, seen, rules)
-    return _consider(state, seen, policy(state.current, seen), rules)
+        return f"{seen.requests} requests in {seen.seconds:.0f} s are too few (min_requests)"
+    return "" if seen.steady else f"the load is changing, {seen.rate_rps:.0f} requests/s on average"
 
 
 def changed(state: State, decision: Decision, before: Observation, at_s: float) -> State:
@@ -174,7 +189,7 @@ def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple
         why = f"a change is on trial: {max(0.0, seen.at_s - trial.since_s):.0f} of {window_s:g} s"
         return Decision("hold", state.current, why), state
     over = replace(state, trial=None)
-    if not _comparable(trial.before.rate_rps, seen.rate_rps):
+    if not comparable(trial.before.rate_rps, seen.rate_rps):
         rates = f"from {trial.before.rate_rps:.0f} to {seen.rate_rps:.0f} requests/s"
         if rules.holds(seen):
             kept = replace(over, good=state.current)
@@ -205,7 +220,7 @@ def _worse(before: Observation, after: Observation, rules: Rules) -> str:
     return ""
 
 
-def _comparable(before_rps: float, after_rps: float) -> bool:
+def comparable(before_rps: float, after_rps: float) -> bool:
     low, high = sorted((before_rps, after_rps))
     return high <= low * COMPARABLE
 
@@ -213,27 +228,27 @@ def _comparable(before_rps: float, after_rps: float) -> bool:
 # --- a change to be made ---
 
 
-def _consider(state: State, seen: Observation, wish: Wish, rules: Rules) -> tuple[Decision, State]:
+def _consider(state: State, seen: Observation, policy: Policy, rules: Rules) -> tuple[Decision, State]:
     """Decide on what a policy wants: not what failed before, not too soon, not too often, not for a moment."""
 
     def hold(why: str, then: State) -> tuple[Decision, State]:
         return Decision("hold", state.current, why), then
 
-    declared = rules.declared
-    if wish.queue == state.current:
+    declared, wish = rules.declared, policy(state.current, seen)
+    if wish.setting == state.current:
         return hold(wish.reason, replace(state, wish=None, wished=0))
-    wished = state.wished + 1 if state.wish == wish.queue and state.wished else 1
-    waiting = replace(state, wish=wish.queue, wished=wished)
-    if wish.queue and seen.largest_request > wish.queue.max_batch_size and not wish.queue.enable_large_batch_splitting:
+    wished = state.wished + 1 if state.wish == wish.setting and state.wished else 1
+    waiting = replace(state, wish=wish.setting, wished=wished)
+    if _refuses(wish.setting, seen.largest_request):
         largest = f"requests of up to {seen.largest_request} examples come"
-        return hold(f"{wish.reason}; but {largest}, which {describe(wish.queue)} would refuse", waiting)
-    if wish.queue in state.refused:
-        return hold(f"{wish.reason}; but the server did not load {describe(wish.queue)}", waiting)
+        return hold(f"{wish.reason}; but {largest}, which {describe(wish.setting)} would refuse", waiting)
+    if wish.setting in state.refused:
+        return hold(f"{wish.reason}; but the server did not load {describe(wish.setting)}", waiting)
     if any(
-        bar.queue == wish.queue and bar.until_s > seen.at_s and _comparable(bar.rate_rps, seen.rate_rps)
+        bar.setting == wish.setting and bar.until_s > seen.at_s and comparable(bar.rate_rps, seen.rate_rps)
         for bar in state.barred
     ):
-        return hold(f"{wish.reason}; but {describe(wish.queue)} was tried at this rate and taken back", waiting)
+        return hold(f"{wish.reason}; but {describe(wish.setting)} was tried at this rate and taken back", waiting)
     recent = [time_s for time_s in state.changes if time_s > seen.at_s - HOUR_S]
     if recent and seen.at_s - recent[-1] < declared.cool_down_s:
         left_s = declared.cool_down_s - (seen.at_s - recent[-1])
@@ -242,17 +257,26 @@ def _consider(state: State, seen: Observation, wish: Wish, rules: Rules) -> tupl
         return hold(f"{wish.reason}; but there were {len(recent)} changes within an hour", waiting)
     if wished < declared.confirmations:
         return hold(f"{wish.reason}; seen {wished} of {declared.confirmations} times", waiting)
-    return Decision("change", wish.queue, wish.reason), waiting
+    return Decision("change", wish.setting, wish.reason), waiting
 
 
-def describe(queue: Queue) -> str:
-    """Return parameters in few words."""
-    if queue is None:
+def _refuses(setting: Setting, examples: int) -> bool:
+    """Tell whether a queue refuses a request of so many examples."""
+    if not isinstance(setting, BatchQueue) or setting.enable_large_batch_splitting:
+        return False
+    return examples > setting.max_batch_size
+
+
+def describe(setting: Setting) -> str:
+    """Return a setting in few words."""
+    if setting is None:
         return "no batching"
-    sizes = f", sizes {'/'.join(map(str, queue.allowed_batch_sizes))}" if queue.allowed_batch_sizes else ""
+    if isinstance(setting, ThreadPool):
+        return f"{setting.num_batch_threads} batch threads"
+    sizes = f", sizes {'/'.join(map(str, setting.allowed_batch_sizes))}" if setting.allowed_batch_sizes else ""
     return (
-        f"batches of {queue.max_batch_size}, {queue.batch_timeout_micros} µs, "
-        f"{queue.max_enqueued_batches} enqueued{sizes}"
+        f"batches of {setting.max_batch_size}, {setting.batch_timeout_micros} µs, "
+        f"{setting.max_enqueued_batches} enqueued{sizes}"
     )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from launchpad.tune.autotune.control import Observation
+from launchpad.tune.autotune.control import Observation, comparable
 
 SERVING = ":tensorflow:serving:"
 BATCHING = f"{SERVING}batching_session:"
+CHANCE = 3.0
+"""Standard deviations of a Poisson count that are taken for chance."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,21 @@ def _largest(sizes: Counter[float]) -> int:
     return 1 if not total else int(bound) - 1 if math.isfinite(bound) else 2**31
 
 
-def observe(model: str, before: Page, after: Page) -> Observation | None:
-    """Return what happened to a model between two pages; None where counters fell back: the server was another."""
+def observe(pages: Sequence[Page], models: Collection[str]) -> Observation | None:
+    """Return what happened to models together from the first page to the last.
+
+    None with fewer than two pages, and where counters fell back: the server was another.
+    """
+    if len(pages) < 2:
+        return None
+    before, after = pages[0], pages[-1]
     seconds = after.at_s - before.at_s
-    good, bad = (after.requests[model, kind] - before.requests[model, kind] for kind in (True, False))
+    good, bad = (_count(after, models, kind) - _count(before, models, kind) for kind in (True, False))
     if seconds <= 0 or good < 0 or bad < 0 or after.batch_size.count < before.batch_size.count:
         return None
-    earlier = before.latency.get(model, Counter[float]())
-    counts = {bound: count - earlier[bound] for bound, count in sorted(after.latency.get(model, Counter()).items())}
-    mean_us = after.latency_sums.get(model, Sums()).since(before.latency_sums.get(model, Sums()))
+    bounds = sorted({bound for model in models for bound in after.latency.get(model, ())})
+    counts = {bound: _below(after, models, bound) - _below(before, models, bound) for bound in bounds}
+    mean_us = _latency(after, models).since(_latency(before, models))
     queueing_us = after.queueing.since(before.queueing)
     return Observation(
         at_s=after.at_s,
@@ -116,7 +124,29 @@ def observe(model: str, before: Page, after: Page) -> Observation | None:
         batch_size=after.batch_size.since(before.batch_size),
         queueing_ms=queueing_us / 1000 if queueing_us is not None else None,
         largest_request=after.largest_request,
+        steady=_steady((good + bad) / seconds, pages[-2], after, models),
     )
+
+
+def _count(page: Page, models: Collection[str], well: bool) -> int:
+    return sum(page.requests[model, well] for model in models)
+
+
+def _below(page: Page, models: Collection[str], bound: float) -> int:
+    return sum(page.latency[model][bound] for model in models if model in page.latency)
+
+
+def _latency(page: Page, models: Collection[str]) -> Sums:
+    known = [page.latency_sums.get(model, Sums()) for model in models]
+    return Sums(sum(sums.total for sums in known), sum(sums.count for sums in known))
+
+
+def _steady(rate_rps: float, before: Page, after: Page, models: Collection[str]) -> bool:
+    """Tell whether the last interval's rate is the whole window's, chance aside."""
+    seconds = after.at_s - before.at_s
+    requests = sum(_count(after, models, kind) - _count(before, models, kind) for kind in (True, False))
+    expected = rate_rps * seconds
+    return comparable(rate_rps, requests / seconds) or abs(requests - expected) <= CHANCE * math.sqrt(expected)
 
 
 def quantile_ms(cumulative: dict[float, int], share: float) -> float | None:

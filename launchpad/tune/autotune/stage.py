@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from launchpad import batching, console, declaration
+from launchpad import batching, console, declaration, replacement
 from launchpad.client import RestClient, ServerError
 from launchpad.declaration import Declaration
 from launchpad.errors import DeclarationError, EnvironmentFault
@@ -15,9 +15,10 @@ from launchpad.layout import Layout
 from launchpad.publishing import Publisher
 from launchpad.server import Server
 from launchpad.spec import Autotune
-from launchpad.tune.autotune.control import Policy, Queue, Rules, describe
+from launchpad.stage import Context
+from launchpad.tune.autotune.control import Rules, Setting, ThreadPool, describe
 from launchpad.tune.autotune.threshold import threshold
-from launchpad.tune.autotune.tuner import Autotuner, Entry
+from launchpad.tune.autotune.tuner import SERVER, Autotuner, Entry, PolicyOfAll
 
 METRICS_TIMEOUT_S = 5.0
 REPEAT_S = 60.0
@@ -52,15 +53,25 @@ class LiveServer:
         return self._rest.metrics(path)
 
     def version(self, model: str) -> int:
-        return self._publisher.served(model)
+        return 0 if model == SERVER else self._publisher.served(model)
 
-    def queue(self, model: str, version: int) -> Queue:
+    def setting(self, model: str, version: int) -> Setting:
+        if model == SERVER:
+            return ThreadPool(replacement.batch_threads(self._layout))
         return self._publisher.batching(model, version)
 
-    def publish(self, model: str, queue: Queue, why: str) -> int:
-        published = self._publisher.publish(model, batching=queue or "off", why=why, replace=True)
+    def publish(self, model: str, setting: Setting, why: str) -> int:
+        if isinstance(setting, ThreadPool):
+            replacement.with_batch_threads(Context(self._declared), setting.num_batch_threads)
+            return 0
+        published = self._publisher.publish(model, batching=setting or "off", why=why, replace=True)
         self._publisher.prune(model)
         return published.version
+
+    @property
+    def fixed_threads(self) -> str:
+        """Why the server's thread pool cannot be changed; empty where it can."""
+        return replacement.obstacle(self._publisher.server)
 
 
 def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = False) -> None:
@@ -128,8 +139,9 @@ def _models(declared: Declaration, settings: Autotune) -> list[str]:
     return list(settings.models or batched)
 
 
-def _policy(settings: Autotune, rules: Rules) -> Policy:
-    return threshold(rules)
+def _policy(settings: Autotune, rules: Rules) -> PolicyOfAll:
+    wish = threshold(rules)
+    return lambda name, situation: wish(situation.settings[name], situation.seen[name])
 
 
 class Screen:

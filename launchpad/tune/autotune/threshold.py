@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from launchpad.spec import BatchQueue, Bounds
-from launchpad.tune.autotune.control import Observation, Policy, Queue, Rules, Wish
+from launchpad.tune.autotune.control import Observation, Policy, Rules, Setting, Wish
 
 FULL = 0.5
 """Share of max_batch_size that batches must reach on average for larger ones to promise anything."""
@@ -19,9 +19,9 @@ def threshold(rules: Rules) -> Policy:
     the queue holds the same number of examples as before.
     """
 
-    def wish(current: Queue, seen: Observation) -> Wish:
+    def wish(current: Setting, seen: Observation) -> Wish:
         limit_ms, floor_rps = rules.p99_ms, rules.declared.load_floor_rps
-        if current is None:
+        if not isinstance(current, BatchQueue):
             return Wish(current, "the model is not batched; this policy leaves it so")
         if seen.p99_ms is None:
             return Wish(current, "no request was answered well")

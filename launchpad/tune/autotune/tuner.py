@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,8 +17,23 @@ from launchpad.client import ServerError
 from launchpad.errors import LaunchpadError
 from launchpad.publishing import NotLoaded
 from launchpad.tune.autotune import control
-from launchpad.tune.autotune.control import Decision, Observation, Policy, Queue, Rules, State
+from launchpad.tune.autotune.control import Decision, Observation, Rules, Setting, State, Wish
 from launchpad.tune.autotune.observing import Page, observe, read
+
+SERVER = "the server"
+"""What stands for the server's own setting, among the models'."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All settings, and what was seen of each; the models' and, under SERVER, the thread pool's."""
+
+    settings: Mapping[str, Setting]
+    seen: Mapping[str, Observation]
+
+
+PolicyOfAll = Callable[[str, Situation], Wish]
+"""What a policy wants for one of them."""
 
 
 class Live(Protocol):
@@ -31,13 +46,13 @@ class Live(Protocol):
         """Return the metrics page. Raises ServerError."""
 
     def version(self, model: str) -> int:
-        """Return the version of a model that is served. Raises ServerError."""
+        """Return the version of a model that is served; one number for SERVER. Raises ServerError."""
 
-    def queue(self, model: str, version: int) -> Queue:
-        """Return the parameters of a version."""
+    def setting(self, model: str, version: int) -> Setting:
+        """Return what a version, or the server, is set to."""
 
-    def publish(self, model: str, queue: Queue, why: str) -> int:
-        """Have a model served with these parameters; return the version. Raises NotLoaded, ServerError."""
+    def publish(self, model: str, setting: Setting, why: str) -> int:
+        """Have a model, or the server, serve with this setting; return the version. Raises NotLoaded, ServerError."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Entry:
     at: float
     model: str
     version: int
-    before: Queue
+    before: Setting
     decision: Decision
     seen: Observation | None
     outcome: str
@@ -76,9 +91,15 @@ class Autotuner:
     """Adjusts the models of one server. `look` is one round; times are seconds on the clock that it is given."""
 
     def __init__(
-        self, live: Live, models: Sequence[str], policy: Policy, rules: Rules, journal: Journal, dry_run: bool = False
+        self,
+        live: Live,
+        names: Sequence[str],
+        policy: PolicyOfAll,
+        rules: Rules,
+        journal: Journal,
+        dry_run: bool = False,
     ) -> None:
-        """Raises ServerError where the server cannot be asked."""
+        """names: what to adjust, models and SERVER. Raises ServerError where the server cannot be asked."""
         self._live = live
         self._policy = policy
         self._rules = rules
@@ -87,7 +108,7 @@ class Autotuner:
         self._pages: deque[Page] = deque()
         self._trouble = ""
         self._instance = live.instance()
-        self._models = {name: self._begin(name, live.version(name), 0.0) for name in models}
+        self._models = {name: self._begin(name, live.version(name), 0.0) for name in names}
 
     def look(self, now_s: float) -> None:
         """Read the metrics, decide for each model, and do what was decided."""
@@ -124,7 +145,7 @@ class Autotuner:
             held = Decision("hold", before, self._trouble or f"a change of {others[0]} is on trial")
             self._enter(name, before, held, seen, "held")
             return
-        decision, model.state = control.decide(model.state, seen, self._policy, self._rules)
+        decision, model.state = control.decide(model.state, seen, self._wish_for(name), self._rules)
         if decision.action == "hold" or seen is None:
             told = replace(decision, reason=self._trouble) if self._trouble else decision
             self._enter(name, before, told, seen, "held")
@@ -132,12 +153,20 @@ class Autotuner:
             self._enter(name, before, decision, seen, self._apply(name, decision, seen, now_s))
 
     def _observed(self, name: str) -> Observation | None:
-        """Return what was seen of a model under its present parameters; None if that is nothing yet."""
+        """Return what was seen of a model under its present setting; None if that is nothing yet."""
         pages = [page for page in self._pages if page.at_s >= self._models[name].since_s]
-        return observe(name, pages[0], pages[-1]) if len(pages) > 1 else None
+        return observe(pages, [other for other in self._models if other != SERVER] if name == SERVER else [name])
+
+    def _wish_for(self, name: str) -> control.Policy:
+        def wish(current: Setting, seen: Observation) -> Wish:
+            known = {other: self._observed(other) for other in self._models}
+            settings = {other: model.state.current for other, model in self._models.items()}
+            return self._policy(name, Situation(settings, {other: its for other, its in known.items() if its}))
+
+        return wish
 
     def _begin(self, name: str, version: int, since_s: float) -> _Model:
-        return _Model(State.of(self._live.queue(name, version)), version, since_s)
+        return _Model(State.of(self._live.setting(name, version)), version, since_s)
 
     def _apply(self, name: str, decision: Decision, seen: Observation, now_s: float) -> str:
         model = self._models[name]
@@ -156,10 +185,13 @@ class Autotuner:
         done_s = now_s + time.monotonic() - start
         model.state = control.changed(model.state, decision, seen, done_s)
         model.since_s = done_s
+        if name == SERVER:  # another server counts from nought
+            self._instance = self._live.instance()
+            self._pages.clear()
         with contextlib.suppress(ServerError, ValueError):  # else the next look is the first under the new parameters
             self._read_page(done_s)
         return "applied"
 
-    def _enter(self, name: str, before: Queue, decision: Decision, seen: Observation | None, outcome: str) -> None:
+    def _enter(self, name: str, before: Setting, decision: Decision, seen: Observation | None, outcome: str) -> None:
         version = self._models[name].version
         self._journal(Entry(time.time(), name, version, before, decision, seen, outcome))

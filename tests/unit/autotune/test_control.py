@@ -59,6 +59,7 @@ CONFIRMED = replace(State.of(SMALL), wish=LARGE, wished=1)
         (replace(CONFIRMED, barred=(Barred(LARGE, 110, 2000),)), seen(), "hold", "tried at this rate and taken back"),
         (replace(CONFIRMED, barred=(Barred(LARGE, 300, 2000),)), seen(), "change", "a reason"),
         (replace(CONFIRMED, barred=(Barred(LARGE, 110, 999),)), seen(), "change", "a reason"),
+        (CONFIRMED, replace(seen(), steady=False), "hold", "the load is changing"),
         (CONFIRMED, replace(seen(), largest_request=8), "change", "a reason"),
         (CONFIRMED, replace(seen(), largest_request=9), "hold", "requests of up to 9 examples come"),
     ],

@@ -22,7 +22,7 @@ def page(fill, at_s: float = 0.0, metrics: Metrics | None = None) -> Page:
 
 
 def test_a_page_of_a_real_server_is_read():
-    seen = observe("digits", Page(0.0), read(REAL.read_text(), 10.0))
+    seen = observe([Page(0.0), read(REAL.read_text(), 10.0)], ["digits"])
     assert (seen.requests, seen.failures, seen.rate_rps) == (5021, 0, 502.1)
     assert seen.batch_size == pytest.approx(7556 / 1521)
     assert seen.queueing_ms == pytest.approx(3859.01 / 5021, rel=1e-3)
@@ -48,7 +48,7 @@ def test_only_what_came_between_two_pages_counts():
             metrics.request_latency.cell("m", "", "REST").add(10**7)  # a status call
 
     before = page(slow, 0.0, metrics)
-    seen = observe("m", before, page(fast, 4.0, metrics))
+    seen = observe([before, page(fast, 4.0, metrics)], ["m"])
     assert (seen.requests, seen.failures, seen.rate_rps, seen.error_rate) == (10, 2, 2.5, 0.2)
     assert seen.mean_ms == 1.0 and seen.p99_ms < 2
     assert seen.batch_size is None and seen.queueing_ms is None
@@ -58,7 +58,26 @@ def test_a_server_that_started_again_is_not_mistaken_for_one_that_went_backwards
     def some(metrics: Metrics) -> None:
         metrics.request_count.add("m", "OK", amount=5)
 
-    assert observe("m", page(some, 0.0), page(lambda metrics: None, 5.0)) is None
+    assert observe([page(some, 0.0), page(lambda metrics: None, 5.0)], ["m"]) is None
+
+
+@pytest.mark.parametrize(("counts", "steady"), [((100, 100, 120), True), ((100, 100, 200), False), ((3, 4, 6), True)])
+def test_a_load_that_changes_at_the_end_of_the_window_is_not_steady(counts, steady):
+    metrics = Metrics(batching=True)
+    pages = [page(lambda metrics: None, 0.0, metrics)]
+    for number, count in enumerate(counts, 1):
+        pages.append(page(lambda metrics: metrics.request_count.add("m", "OK", amount=count), number, metrics))  # noqa: B023
+    assert observe(pages, ["m"]).steady is steady
+
+
+def test_models_are_seen_together_for_what_they_share():
+    def some(metrics: Metrics) -> None:
+        for model, count in (("m", 5), ("n", 7)):
+            metrics.request_count.add(model, "OK", amount=count)
+            metrics.request_latency.cell(model, "predict", "REST").add(1000)
+
+    seen = observe([Page(0.0), page(some, 1.0)], ["m", "n"])
+    assert seen.requests == 12 and seen.mean_ms == 1.0
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", "<html></html>\n", ":tensorflow:serving:request_count{model_na"])

@@ -36,13 +36,13 @@ def seen(p99_ms: float | None = 20.0, rps: float = 100.0, batch_size: float | No
 )
 def test_larger_under_the_limit_smaller_far_over_it_nothing_between(current, observation, size, reason):
     wish = threshold(RULES)(current, observation)
-    assert wish.queue.max_batch_size == size
-    assert (wish.queue == current) == (size == current.max_batch_size)
+    assert wish.setting.max_batch_size == size
+    assert (wish.setting == current) == (size == current.max_batch_size)
     assert reason in wish.reason
 
 
 def test_a_model_that_is_not_batched_stays_so():
-    assert threshold(RULES)(None, seen()).queue is None
+    assert threshold(RULES)(None, seen()).setting is None
 
 
 @st.composite
@@ -59,7 +59,7 @@ def queues(draw) -> BatchQueue:
 
 @given(queues(), st.floats(0.01, 10**4), st.floats(0.1, 10**5))
 def test_what_it_wants_is_within_the_bounds_and_a_server_can_load_it(queue, p99_ms, rps):
-    wanted = threshold(RULES)(queue, seen(p99_ms, rps, None)).queue
+    wanted = threshold(RULES)(queue, seen(p99_ms, rps, None)).setting
     if wanted != queue:
         assert 2 <= wanted.max_batch_size <= 32 and 0 <= wanted.batch_timeout_micros <= 1000
         assert wanted.max_batch_size * wanted.max_enqueued_batches >= queue.max_batch_size * queue.max_enqueued_batches

@@ -50,7 +50,7 @@ class Scripted:
     def version(self, model: str) -> int:
         return self.served[model][0]
 
-    def queue(self, model: str, version: int):
+    def setting(self, model: str, version: int):
         return self.served[model][1]
 
     def publish(self, model: str, queue, why: str) -> int:
@@ -67,7 +67,12 @@ class Run:
     def __init__(self, server: Scripted, rules: Rules = RULES, dry_run: bool = False) -> None:
         self.server = server
         self.entries: list[Entry] = []
-        self.tuner = Autotuner(server, list(server.served), threshold(rules), rules, self.entries.append, dry_run)
+        wish = threshold(rules)
+
+        def policy(name, situation):
+            return wish(situation.settings[name], situation.seen[name])
+
+        self.tuner = Autotuner(server, list(server.served), policy, rules, self.entries.append, dry_run)
         self.now_s = 0.0
 
     def go(self, rounds: int, requests: int = 100) -> list[Entry]:
