@@ -15,10 +15,11 @@ from typing import Protocol
 
 from launchpad.client import ServerError
 from launchpad.errors import LaunchpadError
+from launchpad.metrics import Snapshot, parse
 from launchpad.publishing import NotLoaded
 from launchpad.tune.autotune import control
 from launchpad.tune.autotune.control import Decision, Observation, Rules, Setting, State, Wish
-from launchpad.tune.autotune.observing import Page, observe, read
+from launchpad.tune.autotune.observing import observe
 
 SERVER = "the server"
 """What stands for the server's own setting, among the models'."""
@@ -105,7 +106,7 @@ class Autotuner:
         self._rules = rules
         self._journal = journal
         self._dry_run = dry_run
-        self._pages: deque[Page] = deque()
+        self._pages: deque[Snapshot] = deque()
         self._trouble = ""
         self._instance = live.instance()
         self._models = {name: self._begin(name, live.version(name), 0.0) for name in names}
@@ -133,8 +134,8 @@ class Autotuner:
                 self._models[name] = self._begin(name, version, now_s)
 
     def _read_page(self, now_s: float) -> None:
-        self._pages.append(read(self._live.metrics(), now_s))
-        while len(self._pages) > 1 and self._pages[1].at_s <= now_s - self._rules.declared.window_s:
+        self._pages.append(parse(self._live.metrics(), now_s))
+        while len(self._pages) > 1 and self._pages[1].taken_s <= now_s - self._rules.declared.window_s:
             self._pages.popleft()
 
     def _look_at(self, name: str, now_s: float) -> None:
@@ -154,8 +155,8 @@ class Autotuner:
 
     def _observed(self, name: str) -> Observation | None:
         """Return what was seen of a model under its present setting; None if that is nothing yet."""
-        pages = [page for page in self._pages if page.at_s >= self._models[name].since_s]
-        return observe(pages, [other for other in self._models if other != SERVER] if name == SERVER else [name])
+        pages = [page for page in self._pages if page.taken_s >= self._models[name].since_s]
+        return observe(pages, None if name == SERVER else name)
 
     def _wish_for(self, name: str) -> control.Policy:
         def wish(current: Setting, seen: Observation) -> Wish:
