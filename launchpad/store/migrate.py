@@ -10,7 +10,7 @@ from launchpad.errors import EnvironmentFault
 from launchpad.store import views
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. It says so here, so that a store that is up to date is opened without Alembic."""
 FIRST = "0001"
 ADVISORY_LOCK = 7_170_051

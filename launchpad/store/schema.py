@@ -161,6 +161,29 @@ class Change(Base):
     run_after: Mapped[str | None] = mapped_column(String(32))
 
 
+class Decision(Base):
+    """What autotune decided for a model at a look, or for the whole server where `model` is empty.
+
+    setting: what it has; wanted: what it is to have. seen: the figures of the window that the decision is from, null
+    where there were none. outcome: `held`, `applied`, `would apply`, or what went wrong.
+    """
+
+    __tablename__ = "decisions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime.datetime] = mapped_column(index=True)
+    instance: Mapped[str] = mapped_column(String(32))
+    model: Mapped[str] = mapped_column(String(128))
+    version: Mapped[int]
+    policy: Mapped[str] = mapped_column(String(16))
+    action: Mapped[str] = mapped_column(String(8))
+    reason: Mapped[str] = mapped_column(Text)
+    outcome: Mapped[str] = mapped_column(Text)
+    setting: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    wanted: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    seen: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
 class GateResult(Base):
     """A gate that was evaluated, of a run or of a release. `passed` is null where it did not run: `why` says why."""
 

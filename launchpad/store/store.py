@@ -16,7 +16,7 @@ from launchpad import console, runfolder
 from launchpad.declaration import Declaration
 from launchpad.errors import LaunchpadError
 from launchpad.store import connection, migrate
-from launchpad.store.schema import Base, Change, GateResult, Histogram, Result, Run, Sample, Second, StageRun
+from launchpad.store.schema import Base, Change, Decision, GateResult, Histogram, Result, Run, Sample, Second, StageRun
 
 FIGURES = {"p99.9_ms": "p999_ms"}
 """Figures whose names are no column names, with the column."""
@@ -85,6 +85,10 @@ class Store:
         """Record what the monitor saw, as rows of `samples`."""
         self._add(Sample, rows, "taking samples")
 
+    def add_decisions(self, rows: Sequence[Row]) -> None:
+        """Record what autotune decided, as rows of `decisions`."""
+        self._add(Decision, rows, "taking decisions")
+
     def add_gates(self, release: str, gates: Iterable[Row], at: datetime.datetime) -> None:
         """Record the gates of a release in place of what was recorded of it before.
 
@@ -113,11 +117,11 @@ class Store:
     def prune(
         self, samples_before: datetime.datetime | None, runs_before: datetime.datetime | None = None
     ) -> dict[str, int]:
-        """Delete samples and stages, and runs, that are older; return how many rows went from each table."""
+        """Delete samples, stages and decisions, and runs, that are older; return how many rows went from each table."""
         gone: dict[str, int] = {}
         with self._writing("deleting what is old") as session:
             if samples_before:
-                for kind in (Sample, StageRun):
+                for kind in (Sample, StageRun, Decision):
                     gone[kind.__tablename__] = _rowcount(session, delete(kind).where(kind.at < samples_before))
             if runs_before:
                 old = select(Run.id).where(Run.started < runs_before)

@@ -246,6 +246,7 @@ def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(declared):
         assert store.prune(month, month) | {} == {
             "samples": 0,
             "stages": 0,
+            "decisions": 0,
             "results": 4,
             "seconds": 0,
             "histograms": 0,

@@ -199,7 +199,7 @@ def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple
         return Decision("hold", state.current, f"the load went {rates}: the change cannot be judged by it"), over
     worse = _worse(trial.before, seen, rules)
     if not worse:
-        why = f"the change is good: p99 {_ms(seen.p99_ms)}, {_ms(trial.before.p99_ms)} before it"
+        why = f"the change is good: p99 {milliseconds(seen.p99_ms)}, {milliseconds(trial.before.p99_ms)} before it"
         return Decision("hold", state.current, why), replace(over, good=state.current)
     until_s = seen.at_s + BARRED_COOL_DOWNS * rules.declared.cool_down_s
     known = tuple(bar for bar in state.barred if bar.until_s > seen.at_s)
@@ -216,7 +216,7 @@ def _worse(before: Observation, after: Observation, rules: Rules) -> str:
     if after.p99_ms is None or before.p99_ms is None:
         return ""
     if after.p99_ms > before.p99_ms * (1 + rules.declared.tolerance):
-        return f"p99 is {_ms(after.p99_ms)}, {_ms(before.p99_ms)} before the change"
+        return f"p99 is {milliseconds(after.p99_ms)}, {milliseconds(before.p99_ms)} before the change"
     return ""
 
 
@@ -280,5 +280,12 @@ def describe(setting: Setting) -> str:
     )
 
 
-def _ms(value: float | None) -> str:
+def figures(seen: Observation) -> str:
+    """Return an observation in few words."""
+    size = "" if seen.batch_size is None else f", batches of {seen.batch_size:.1f}"
+    return f"{seen.rate_rps:.0f} requests/s, p99 {milliseconds(seen.p99_ms)}{size}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a latency for people."""
     return "unknown" if value is None else f"{value:.3g} ms"

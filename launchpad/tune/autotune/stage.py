@@ -16,7 +16,7 @@ from launchpad.publishing import Publisher
 from launchpad.server import Server
 from launchpad.spec import Autotune
 from launchpad.stage import Context
-from launchpad.tune.autotune.control import Rules, Setting, ThreadPool, describe
+from launchpad.tune.autotune.control import Rules, Setting, ThreadPool, describe, figures
 from launchpad.tune.autotune.threshold import threshold
 from launchpad.tune.autotune.tuner import SERVER, Autotuner, Entry, PolicyOfAll
 
@@ -185,15 +185,10 @@ class Screen:
 
 
 def _line(entry: Entry) -> str:
-    seen = entry.seen
-    figures = "no figures"
-    if seen:
-        p99 = "–" if seen.p99_ms is None else f"{seen.p99_ms:.3g} ms"
-        size = "" if seen.batch_size is None else f", batches of {seen.batch_size:.1f}"
-        figures = f"{seen.rate_rps:.0f} requests/s, p99 {p99}{size}"
     words = {"hold": "holds", "change": "changes to", "return": "returns to"}
     what = words[entry.decision.action] + (f" {describe(entry.decision.to)}" if entry.is_change else "")
-    return f"{_clock(entry.at)} {entry.model}: {figures} · {what}: {entry.decision.reason}"
+    seen = figures(entry.seen) if entry.seen else "no figures"
+    return f"{_clock(entry.at)} {entry.model}: {seen} · {what}: {entry.decision.reason}"
 
 
 def _clock(at: float) -> str:

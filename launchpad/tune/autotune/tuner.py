@@ -60,11 +60,12 @@ class Live(Protocol):
 class Entry:
     """A decision, with what it was taken from and what came of it.
 
-    at: seconds since the epoch. version: what is served now. outcome: `held`, `applied`, `would apply`, or what
-    went wrong.
+    at: seconds since the epoch. instance: which start of the server. version: what is served now. outcome: `held`,
+    `applied`, `would apply`, or what went wrong.
     """
 
     at: float
+    instance: str
     model: str
     version: int
     before: Setting
@@ -195,4 +196,4 @@ class Autotuner:
 
     def _enter(self, name: str, before: Setting, decision: Decision, seen: Observation | None, outcome: str) -> None:
         version = self._models[name].version
-        self._journal(Entry(time.time(), name, version, before, decision, seen, outcome))
+        self._journal(Entry(time.time(), self._instance, name, version, before, decision, seen, outcome))
