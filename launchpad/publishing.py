@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launchpad import files, pbtxt
+from launchpad.backends import how_ended
 from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault, GateFailed
@@ -234,8 +235,8 @@ class Publisher:
     def _await(self, holds: Callable[[], bool], otherwise: str) -> None:
         limit = time.monotonic() + self._timeout_s
         while not holds():
-            if not self.server.is_running:
-                raise EnvironmentFault(f"the server has ended: {self.server.ending}", fix="see `invoke logs`")
+            if ended := how_ended(self.server):
+                raise EnvironmentFault(f"the server has ended: {ended}", fix="see `invoke logs`")
             if time.monotonic() > limit:
                 what = f"{otherwise} after {self._timeout_s:g} s (serving.ready_timeout_s)"
                 raise EnvironmentFault(what, fix="see `invoke logs`")
@@ -294,8 +295,8 @@ class Publisher:
 def _publishable(declaration: Declaration, server: Server) -> Server:
     """Return the server if versions can be published to it. Raises EnvironmentFault that says why not."""
     serving = declaration.pipeline.serving
-    if not server.is_running:
-        raise EnvironmentFault(f"the launched server has ended: {server.ending}", fix="run `invoke launch`")
+    if ended := how_ended(server):
+        raise EnvironmentFault(f"the launched server has ended: {ended}", fix="run `invoke launch`")
     if server.backend == "docker" and serving.models == "baked":
         raise EnvironmentFault(
             "the models are baked into the server's image: a version can only be published with a new image",

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from launchpad import files, flagfile
-from launchpad.backends import process
+from launchpad.backends import how_ended, of, process
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import FLAGS_FILE, Layout
 from launchpad.publishing import NotLoaded
@@ -89,7 +89,7 @@ def _start(context: Context, old: Server) -> Server:
     draft = replace(old, instance=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}", ready_s=None)
     layout.server_log.replace(layout.server_log.with_suffix(".old.log"))  # the old one writes on in it
     clock = Stopwatch()
-    new = old.runs_on.start(context, draft)
+    new = of(old).start(context, draft)
     try:
         _await_listening(new, context.declaration.pipeline.serving.ready_timeout_s)
     except BaseException:
@@ -104,8 +104,8 @@ def _await_listening(server: Server, timeout_s: float) -> None:
     wanted = {port for port in (server.rest_port, server.grpc_port) if port}
     clock = Stopwatch()
     while not wanted <= _listening(server.pid):
-        if not server.is_running:
-            raise NotLoaded(f"the new server ended while starting: {server.ending}", fix="the old one serves on")
+        if ended := how_ended(server):
+            raise NotLoaded(f"the new server ended while starting: {ended}", fix="the old one serves on")
         if clock.seconds > timeout_s:
             raise NotLoaded(f"the new server was not ready within {timeout_s:g} s", fix="the old one serves on")
         time.sleep(POLL_S)
@@ -121,14 +121,14 @@ def _listening(pid: int) -> set[int]:
 
 def _await_end(server: Server) -> None:
     clock = Stopwatch()
-    while server.is_running and clock.seconds < LEAVE_TIMEOUT_S:
+    while not how_ended(server) and clock.seconds < LEAVE_TIMEOUT_S:
         time.sleep(POLL_S)
     _end(server)
 
 
 def _end(server: Server) -> None:
     with suppress(psutil.Error):
-        if server.is_running:
+        if not how_ended(server):
             process.end([psutil.Process(server.pid)])
 
 

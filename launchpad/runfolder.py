@@ -41,8 +41,7 @@ def histogram() -> HdrHistogram:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of `history.csv`; a last row that was cut short is left out."""
-    with (folder / HISTORY).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["max_ms"] is not None]
+    rows = [row for row in _read_csv(folder / HISTORY) if row["max_ms"] is not None]
     counts = ("second", "requests", "failures")
     return [{**row, **{name: int(row[name]) for name in counts}} for row in rows]
 
@@ -51,15 +50,20 @@ def read_errors(folder: Path) -> list[dict[str, Any]]:
     """Return [{line, kind, count, example}], the counts added up over the run, the most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
-    with (folder / ERRORS).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["example"] is not None:
-                counts[row["line"], row["kind"]] += int(row["count"])
-                examples.setdefault((row["line"], row["kind"]), row["example"])
+    for row in _read_csv(folder / ERRORS):
+        if row["example"] is not None:
+            counts[row["line"], row["kind"]] += int(row["count"])
+            examples.setdefault((row["line"], row["kind"]), row["example"])
     return [
         {"line": line, "kind": kind, "count": count, "example": examples[line, kind]}
         for (line, kind), count in counts.most_common()
     ]
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows that are there now: the file may grow meanwhile."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return csv.DictReader(file.read().splitlines(keepends=True))
 
 
 def read_histograms(folder: Path, kind: str = RESPONSE) -> Iterator[tuple[str, float, HdrHistogram]]:

@@ -1,16 +1,14 @@
-"""The record of the launched server: written by launch, read by every stage that talks to it."""
+"""The record of the launched server: written by launch, read by all that talk to it. `backends` tells how it is."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 from launchpad import files
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import Layout
-
-if TYPE_CHECKING:
-    from launchpad.backends import Backend
+from launchpad.spec import BackendName
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,6 @@ class Server:
     def grpc_address(self) -> str | None:
         return f"127.0.0.1:{self.grpc_port}" if self.grpc_port else None
 
-    @property
-    def is_running(self) -> bool:
-        """Tell whether this very start of the server still runs."""
-        return self.runs_on.is_running(self)
-
-    @property
-    def ending(self) -> str:
-        """How a server that no longer runs has ended, such as `exit code 1`."""
-        return self.runs_on.ending(self)
-
-    @property
-    def runs_on(self) -> Backend:
-        """The backend that runs it."""
-        from launchpad.backends import BACKENDS
-
-        return BACKENDS[self.backend]
-
     def save(self, layout: Layout) -> None:
         files.write_json(layout.server_state, asdict(self))
 
@@ -72,13 +53,11 @@ class Server:
     def load(cls, layout: Layout) -> Server | None:
         """Return the last server started in this checkout, running or not; None if there is no whole record."""
         state: dict[str, Any] | None = files.read_json(layout.server_state)
-        from launchpad.backends import BACKENDS
-
         try:
             server = cls(**state) if state else None
         except TypeError:
             return None
-        return server if server and server.backend in BACKENDS else None
+        return server if server and server.backend in get_args(BackendName) else None
 
     @classmethod
     def ready(cls, layout: Layout) -> Server:

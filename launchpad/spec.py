@@ -228,6 +228,8 @@ def _batching_kind(value: Any) -> str:
     return "parameters" if isinstance(value, (dict, BatchQueue)) else "word"
 
 
+BackendName = Literal["docker", "native", "embedded"]
+
 Word = Annotated[Literal["off", "tuned"], Tag("word"), WithJsonSchema({"enum": ["off", "tuned", False]})]
 ServerBatching = Annotated[
     Word | Annotated[Batching, Tag("parameters")], Discriminator(_batching_kind), BeforeValidator(_off)
@@ -337,7 +339,7 @@ class Container(Strict):
 class Serving(Strict):
     image: str = "tensorflow/serving:2.20.0"
     """Base image; the exporter must not be newer than it."""
-    backend: Literal["auto", "docker", "native", "embedded"] = "auto"
+    backend: Literal["auto", BackendName] = "auto"
     """Where the server runs; `auto` takes the first that can work."""
     gpu: Literal["none", "prefer", "require"] = "prefer"
     """Whether the server gets the machine's GPUs; `require` refuses to run without one."""

@@ -6,12 +6,24 @@ from launchpad.backends.base import Backend, Choice
 from launchpad.backends.container import Docker
 from launchpad.backends.program import Embedded, Native
 from launchpad.errors import EnvironmentFault, Problem
+from launchpad.server import Server
 from launchpad.stage import Context
 
-__all__ = ["BACKENDS", "Backend", "Choice", "choose"]
+__all__ = ["BACKENDS", "Backend", "Choice", "Docker", "Embedded", "Native", "choose", "how_ended", "of"]
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Docker(), Native(), Embedded())}
 """By name, in the order in which `auto` tries them."""
+
+
+def of(server: Server) -> Backend:
+    """Return the backend that runs a recorded server."""
+    return BACKENDS[server.backend]
+
+
+def how_ended(server: Server) -> str:
+    """Return how a recorded server has ended, such as `exit code 1`; empty while this very start of it runs."""
+    backend = of(server)
+    return "" if backend.is_running(server) else backend.ending(server)
 
 
 def choose(context: Context) -> Choice:

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from launchpad import console, files
-from launchpad.backends import BACKENDS, Backend, Choice, choose, process
+from launchpad.backends import BACKENDS, Backend, Choice, choose, how_ended, of, process
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.launch import deployment
@@ -47,7 +47,7 @@ class Launch(Stage):
 def running_server(layout: Layout) -> Server | None:
     """Return the recorded server if it still runs."""
     server = Server.load(layout)
-    return server if server and server.is_running else None
+    return server if server and not how_ended(server) else None
 
 
 def stop(layout: Layout, needed: Backend | None = None) -> int:
@@ -124,14 +124,14 @@ def _refuse_taken_ports(context: Context) -> None:
 
 def _await_ready(server: Server, layout: Layout, timeout_s: float) -> float:
     """Wait until every model is AVAILABLE; return the seconds that it took."""
-    clock, backend = Stopwatch(), server.runs_on
+    clock, backend = Stopwatch(), of(server)
     with console.progress(f"launch: {server.backend} server loads {', '.join(server.models)}") as advance:
         while True:
             unready = backend.unready(server) if _is_ready(server) else "not every model is AVAILABLE"
             if not unready:
                 return round(clock.seconds, 2)
-            if not server.is_running:
-                raise _failed(f"the server ended while starting: {server.ending}", server, layout)
+            if ended := how_ended(server):
+                raise _failed(f"the server ended while starting: {ended}", server, layout)
             if clock.seconds > timeout_s:
                 what = f"the server was not ready within {timeout_s:g} s (serving.ready_timeout_s): {unready}"
                 raise _failed(what, server, layout)
@@ -151,7 +151,7 @@ def _is_ready(server: Server) -> bool:
 
 
 def _failed(what: str, server: Server, layout: Layout) -> EnvironmentFault:
-    tail = server.runs_on.log_tail(layout, LOG_LINES)
+    tail = of(server).log_tail(layout, LOG_LINES)
     place = layout.relative(layout.server_log)
     shown = "\n    ".join([f"the end of {place}:", *tail]) if tail else f"{place} is empty"
     return EnvironmentFault(what, fix=shown)
@@ -159,4 +159,4 @@ def _failed(what: str, server: Server, layout: Layout) -> EnvironmentFault:
 
 def _describe(server: Server) -> str:
     places = [place for place in (server.rest_url, server.grpc_address and f"grpc://{server.grpc_address}") if place]
-    return f"{server.backend} server, {server.runs_on.describe(server)}, {' and '.join(places)}"
+    return f"{server.backend} server, {of(server).describe(server)}, {' and '.join(places)}"

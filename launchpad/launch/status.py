@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launchpad import console, metrics
-from launchpad.backends import BACKENDS
+from launchpad.backends import BACKENDS, how_ended, of
 from launchpad.client import RestClient, ServerError
 from launchpad.launch.stage import running_server
 from launchpad.layout import Layout
@@ -69,7 +69,7 @@ def show(root: Path) -> None:
         return
     server = found.server
     places = ", ".join(filter(None, [server.rest_url, server.grpc_address and f"grpc://{server.grpc_address}"]))
-    console.say(f"{server.backend} server, {server.runs_on.describe(server)}, up {_duration(found.uptime_s)}, {places}")
+    console.say(f"{server.backend} server, {of(server).describe(server)}, up {_duration(found.uptime_s)}, {places}")
     if found.trouble:
         console.say(f"  {found.trouble}", "yellow")
     rows = [
@@ -87,7 +87,7 @@ def _show_none(layout: Layout) -> None:
         console.say("no server is running in this checkout; `invoke launch` starts one")
     server = Server.load(layout)
     if server:
-        console.say(f"  the last one, {server.runs_on.describe(server)}, has ended: {server.ending}", "yellow")
+        console.say(f"  the last one, {of(server).describe(server)}, has ended: {how_ended(server)}", "yellow")
     for found in others:
         console.say(
             f"  {found} runs and is not as launched; `invoke launch` replaces it, `invoke stop` ends it", "yellow"

@@ -16,7 +16,6 @@ from typing import Any
 from launchpad import children
 from launchpad.layout import Layout
 from launchpad.loadtest.writer import RunWriter
-from launchpad.server import Server
 from launchpad.spec import ClosedLoop, Profile
 
 LOG = "locust.log"
@@ -24,6 +23,9 @@ USER_CLASS = "DeclaredTraffic"
 LOAD, PROCESSES = "LAUNCHPAD_LOAD", "LAUNCHPAD_PROCESSES"
 GRACE_S = 60.0
 """How much longer than declared a run may take, starting its users included, before it is ended."""
+
+HowEnded = Callable[[], str]
+"""Tells how the server has ended, such as `exit code 1`; empty while it runs."""
 
 Observe = Callable[[dict[str, Any]], bool]
 """Told each part that a process hands over; False ends the run, which is complete then."""
@@ -65,7 +67,7 @@ class Ending:
 
 def drive(
     layout: Layout,
-    server: Server,
+    how_ended: HowEnded,
     profile: Profile,
     processes: int,
     folder: Path,
@@ -73,7 +75,7 @@ def drive(
     observe: Observe,
     remote: bool = False,
 ) -> None:
-    """Put a profile's load on the server, and note in `ending` how that went. Locust does not outlive the call.
+    """Put a profile's load on the declared server; note in `ending` how that went. Locust does not outlive the call.
 
     remote: the processes are workers that people start on other hosts; they are waited for.
     """
@@ -81,7 +83,7 @@ def drive(
     with (folder / LOG).open("wb") as log:
         generator = _start(layout, profile, processes, remote, log)
         try:
-            _follow(generator, server, profile, writer, ending, observe)
+            _follow(generator, how_ended, profile, writer, ending, observe)
             generator.wait(timeout=GRACE_S)
         finally:
             _end(generator)
@@ -117,7 +119,7 @@ def _start(layout: Layout, profile: Profile, processes: int, remote: bool, log: 
 
 def _follow(
     generator: subprocess.Popen[str],
-    server: Server,
+    how_ended: HowEnded,
     profile: Profile,
     writer: RunWriter,
     ending: Ending,
@@ -128,8 +130,9 @@ def _follow(
     for part in _parts(generator):
         writer.add(part["second"], part["lines"])
         ending.note(part)
-        if not server.is_running:
-            ending.fail("the server ended in the middle of the run")
+        ended = how_ended()
+        if ended:
+            ending.fail(f"the server ended in the middle of the run: {ended}")
         elif time.monotonic() > deadline:
             ending.fail("the run took far longer than declared")
         if not observe(part) or ending.status != "completed":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launchpad import console, drawing, files, machine
+from launchpad.backends import how_ended
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.loadtest import generator, summary
 from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
@@ -100,7 +101,7 @@ def _probe(
     folder.mkdir(parents=True)
     profile = OpenLoop(loop="open", rate_rps=rate, duration_s=PROBE_S, traffic=traffic, seed=int(rate))
     observer, ending = _Observer(p99_ms * 1000), generator.Ending()
-    generator.drive(context.layout, server, profile, context.processes, folder, ending, observer)
+    generator.drive(context.layout, lambda: how_ended(server), profile, context.processes, folder, ending, observer)
     if ending.status != "completed":
         raise EnvironmentFault(ending.why, context.layout.relative(folder))
     measured = summary.of_folder(folder, {line.line: line.model for line in traffic}, ending.measured_s)["totals"]

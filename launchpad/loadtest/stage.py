@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launchpad import console, files, machine
+from launchpad.backends import how_ended
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.gates import Gate
@@ -71,7 +72,14 @@ def _drive(context: Context, run: Run, advance: console.Advance) -> None:
         console.say(f"  waiting for {run.processes} workers; start on each host, in a checkout like this one:")
         console.say(f"    {_worker_command(run)}")
     generator.drive(
-        context.layout, run.server, run.profile, run.processes, run.folder, run.ending, observe, context.remote
+        context.layout,
+        lambda: how_ended(run.server),
+        run.profile,
+        run.processes,
+        run.folder,
+        run.ending,
+        observe,
+        context.remote,
     )
 
 

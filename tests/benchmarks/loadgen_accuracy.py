@@ -30,7 +30,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def percentiles_ms(times_s: np.ndarray) -> list[float]:
 
 def run(layout: Layout, profile: Profile) -> tuple[list[float], dict[str, Any]]:
     """Put a profile's load on the declared server. Return p50, p99, p99.9, max of the response time in ms, and more."""
-    ending, server = generator.Ending(), SimpleNamespace(is_running=True)
+    ending = generator.Ending()
     setting.go_first()
 
     def leave_the_core(_: dict[str, Any]) -> bool:
@@ -93,7 +92,7 @@ def run(layout: Layout, profile: Profile) -> tuple[list[float], dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        generator.drive(layout, server, profile, 1, folder, ending, leave_the_core)  # type: ignore[arg-type]
+        generator.drive(layout, lambda: "", profile, 1, folder, ending, leave_the_core)
         if ending.status != "completed" or runfolder.read_errors(folder):
             raise SystemExit(f"the run failed: {ending.why} {(folder / generator.LOG).read_text()}")
         whole, lag = runfolder.histogram(), runfolder.histogram()

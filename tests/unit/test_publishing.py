@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 
 from launchpad import publishing
-from launchpad.backends import Embedded
+from launchpad.backends import Docker, Embedded
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import Layout
 from launchpad.modelserver import protos
@@ -51,7 +51,7 @@ def test_nothing_is_published_where_no_server_was_launched(declare):
 
 
 def test_models_baked_into_an_image_are_refused_with_the_way_out(launched, monkeypatch):
-    monkeypatch.setattr(Server, "is_running", True)
+    monkeypatch.setattr(Docker, "is_running", lambda self, server: True)
     with pytest.raises(EnvironmentFault, match="baked into the server's image") as raised:
         launched(MINIMAL + "serving:\n  models: baked\n", backend="docker")
     assert raised.value.problems[0].where == "pipeline.yaml:5"

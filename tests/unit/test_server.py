@@ -10,6 +10,7 @@ import sys
 import psutil
 import pytest
 
+from launchpad.backends import how_ended
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import Layout
 from launchpad.server import Server
@@ -60,11 +61,11 @@ def test_a_port_of_0_has_no_address(server):
 
 
 def test_the_process_of_the_record_runs(server):
-    assert server.is_running
+    assert not how_ended(server)
 
 
 def test_another_process_with_the_same_number_is_not_the_server(server):
-    assert not dataclasses.replace(server, created=server.created - 60).is_running
+    assert how_ended(dataclasses.replace(server, created=server.created - 60))
 
 
 def test_a_process_that_ended_is_not_running_even_before_it_was_waited_for(server):
@@ -72,5 +73,5 @@ def test_a_process_that_ended_is_not_running_even_before_it_was_waited_for(serve
         process = psutil.Process(child.pid)
         record = dataclasses.replace(server, pid=child.pid, created=process.create_time())
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert not record.is_running
-    assert not record.is_running
+        assert how_ended(record)
+    assert how_ended(record)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from launchpad import batching, console, declaration, replacement
+from launchpad.backends import how_ended
 from launchpad.client import RestClient, ServerError
 from launchpad.declaration import Declaration
 from launchpad.errors import DeclarationError, EnvironmentFault
@@ -42,8 +43,8 @@ class LiveServer:
         if recorded and recorded.instance != self._publisher.server.instance:
             self._take(Publisher(self._declared))
         server = self._publisher.server
-        if not server.is_running:
-            raise EnvironmentFault(f"the launched server has ended: {server.ending}")
+        if ended := how_ended(server):
+            raise EnvironmentFault(f"the launched server has ended: {ended}")
         return server.instance
 
     def metrics(self) -> str:

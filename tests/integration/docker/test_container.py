@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from launchpad import files
+from launchpad.backends import how_ended
 from launchpad.backends.container import HEALTHCHECK
 from launchpad.imagefile import Image
 from launchpad.server import Server
@@ -92,7 +93,7 @@ def test_a_container_that_the_engine_started_again_is_another_start(container, b
 
     status = built.invoke("status", check=True).stdout
     assert "the engine started it again" in status and "runs and is not as launched" in status
-    assert not Server.ready(built.layout).is_running
+    assert how_ended(Server.ready(built.layout))
     assert "ended 1 server" in built.invoke("stop", check=True).stdout
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from launchpad.backends import BACKENDS
+from launchpad.backends import BACKENDS, how_ended, of
 from launchpad.client import GrpcClient, RestClient
 from launchpad.server import Server
 
@@ -49,10 +49,10 @@ def build_where_needed(checkout) -> None:
 
 def test_a_server_is_started_found_asked_kept_and_ended(launched):
     server = Server.ready(launched.layout)
-    assert server.is_running and server.runs_on.find(launched.layout)
+    assert not how_ended(server) and of(server).find(launched.layout)
     assert "--max_num_load_retries=0" in server.command
     status = launched.invoke("status", check=True).stdout
-    assert server.runs_on.describe(server) in status and f"{server.backend} server" in status
+    assert of(server).describe(server) in status and f"{server.backend} server" in status
     assert "AVAILABLE" in status and "digits-mlp" in status
     assert "digits-cnn" in launched.invoke("logs", check=True).stdout
     rest = RestClient(server.rest_url)
@@ -69,7 +69,7 @@ def test_a_server_is_started_found_asked_kept_and_ended(launched):
     assert Server.ready(launched.layout).pid == server.pid
 
     assert "ended 1 server" in launched.invoke("stop", check=True).stdout
-    assert not server.is_running and not server.runs_on.find(launched.layout)
+    assert how_ended(server) and not of(server).find(launched.layout)
     assert "no server is running" in launched.invoke("status", check=True).stdout
     assert "digits-cnn" in launched.invoke("logs", check=True).stdout
 
@@ -78,16 +78,16 @@ def test_a_server_that_was_killed_is_told_and_replaced(launched):
     server = Server.ready(launched.layout)
     _server_process(server).send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while server.is_running and time.monotonic() < deadline:
+    while not how_ended(server) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not server.is_running
+    assert how_ended(server)
 
     assert "has ended" in launched.invoke("status", check=True).stdout
     launched.invoke("launch", check=True)
 
     replaced = Server.ready(launched.layout)
-    assert replaced.is_running and replaced.instance != server.instance
-    assert len(replaced.runs_on.find(launched.layout)) == 1
+    assert not how_ended(replaced) and replaced.instance != server.instance
+    assert len(of(replaced).find(launched.layout)) == 1
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_launch_with_the_end_of_the_log(backend):
