@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+SETTLED_NS = 2_000_000_000
+"""Age from which a file's times tell that it has not changed: file systems count in steps of up to two seconds."""
+
 
 def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes; a settled file is read once in a process."""
+    found = path.stat()
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < SETTLED_NS:
+        return _sha256(path)
+    return _known_sha256(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _known_sha256(path: Path, *identity: int) -> str:
+    return _sha256(path)
 
 
 def digest(value: Any) -> str:

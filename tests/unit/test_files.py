@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -135,3 +137,26 @@ def test_remove_takes_a_link_away_and_not_what_it_points_to(tmp_path):
     files.remove(tmp_path / "missing")
     assert contents(tmp_path / "folder") == {"kept": "x"}
     assert not (tmp_path / "link").exists()
+
+
+def test_a_settled_file_is_read_once_and_again_when_another_takes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SETTLED_NS", 0)
+    path, other = tmp_path / "weights", tmp_path / "other"
+    path.write_bytes(b"one")
+    first, hits = files.sha256(path), files._known_sha256.cache_info().hits
+    assert files.sha256(path) == first == hashlib.sha256(b"one").hexdigest()
+    assert files._known_sha256.cache_info().hits == hits + 1
+
+    other.write_bytes(b"two")
+    times = path.stat()
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(path)
+
+    assert files.sha256(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_that_has_just_been_written_is_read_whatever_its_times_say(tmp_path):
+    path = tmp_path / "weights"
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        assert files.sha256(path) == hashlib.sha256(content).hexdigest()
