@@ -18,6 +18,7 @@ from launchpad.server import Server
 from launchpad.spec import Autotune
 from launchpad.stage import Context
 from launchpad.tune.autotune.control import Rules, Setting, ThreadPool, describe, figures
+from launchpad.tune.autotune.journal import Journal
 from launchpad.tune.autotune.threshold import threshold
 from launchpad.tune.autotune.tuner import SERVER, Autotuner, Entry, PolicyOfAll
 
@@ -87,8 +88,13 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
     models = _models(declared, settings)
     with exclusive(Layout(root).autotune_lock, "another autotuner adjusts this checkout's server"):
         live = LiveServer(declared)
-        screen = Screen(dry_run)
-        tuner = Autotuner(live, models, _policy(settings, rules), rules, screen.show, dry_run)
+        screen, journal = Screen(dry_run), Journal(declared, settings.policy)
+
+        def tell(entry: Entry) -> None:
+            screen.show(entry)
+            journal.keep(entry)
+
+        tuner = Autotuner(live, models, _policy(settings, rules), rules, tell, dry_run)
         console.say(
             f"autotune: policy {settings.policy}, {', '.join(models)}; p99 {rules.p99_ms:g} ms to hold; a look every "
             f"{settings.interval_s:g} s; Ctrl-C ends it and leaves the server as it is"
@@ -97,6 +103,8 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
             _loop(tuner, settings.interval_s, duration_s)
         except KeyboardInterrupt:
             console.say("ended; the server stays as it is")
+        finally:
+            journal.flush()
         screen.sum_up()
 
 

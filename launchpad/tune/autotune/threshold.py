@@ -46,6 +46,8 @@ def threshold(rules: Rules) -> Policy:
 
 def _scaled(queue: BatchQueue, factor: float, bounds: Bounds) -> BatchQueue:
     largest = bounds.max_batch_size.clamp(max(1, int(queue.max_batch_size * factor)))
+    if largest == queue.max_batch_size == 1:
+        return queue  # nothing waits for a batch of one
     timeout = bounds.batch_timeout_micros.clamp(int(queue.batch_timeout_micros * factor))
     return resized(queue, largest, timeout)
 

@@ -117,7 +117,6 @@ class Autotuner:
         self._trouble = ""
         try:
             self._follow(now_s)
-            self._read_page(now_s)
         except (LaunchpadError, ServerError, ValueError) as error:
             self._pages.clear()
             self._trouble = f"the metrics do not come ({error}); nothing is changed until they do"
@@ -125,11 +124,12 @@ class Autotuner:
             self._look_at(name, now_s)
 
     def _follow(self, now_s: float) -> None:
-        """Begin anew where the server is another, or someone else published to it."""
+        """Read the page; begin anew where the server is another, or someone else published to it."""
         if (instance := self._live.instance()) != self._instance:
             self._pages.clear()
             self._instance = instance
             self._models = {name: self._begin(name, self._live.version(name), now_s) for name in self._models}
+        self._read_page(now_s)
         for name, model in self._models.items():
             if (version := self._live.version(name)) != model.version:
                 self._models[name] = self._begin(name, version, now_s)

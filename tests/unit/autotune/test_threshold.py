@@ -41,6 +41,12 @@ def test_larger_under_the_limit_smaller_far_over_it_nothing_between(current, obs
     assert reason in wish.reason
 
 
+def test_the_timeout_of_batches_of_one_is_left_alone():
+    rules = Rules(Autotune(), p99_ms=40.0)
+    one = BatchQueue(max_batch_size=1, batch_timeout_micros=400)
+    assert threshold(rules)(one, seen(p99_ms=500)).setting == one
+
+
 def test_a_model_that_is_not_batched_stays_so():
     assert threshold(RULES)(None, seen()).setting is None
 

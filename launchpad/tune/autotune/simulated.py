@@ -1,0 +1,105 @@
+"""The model policy: the parameters that the simulator finds best at the present rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from launchpad.spec import BatchQueue
+from launchpad.tune.autotune.control import Rules, Setting, ThreadPool, Wish, describe, milliseconds
+from launchpad.tune.autotune.threshold import resized
+from launchpad.tune.autotune.tuner import SERVER, Situation
+from launchpad.tune.simulate import Arrivals, Host, Queue, ServiceTimes, poisson_arrivals, simulate
+
+SIMULATED = 12_000
+"""Requests of a simulation."""
+HEADROOM = 1.2
+"""Rates are simulated this much higher: they are means of a window, and what is best must bear its fluctuations."""
+RATE_STEP = 1.1
+"""Rates that differ by less than this factor are taken for one, so that the answer for it is computed once."""
+TIMEOUTS_MICROS = (0, 100, 200, 500, 1000, 2000, 5000, 10_000)
+POOL_GAIN = 0.25
+"""Least share by which p99 must be expected to fall for another thread pool: it takes a second server for a while."""
+
+Key = tuple[str, tuple[tuple[str, int], ...], tuple[tuple[str, Setting], ...]]
+
+
+@dataclass
+class Simulated:
+    """The policy. costs: what each model's requests cost. spare: parameters to start from where a model has none."""
+
+    rules: Rules
+    costs: Mapping[str, ServiceTimes]
+    host: Host
+    threads: int
+    spare: BatchQueue = field(default_factory=lambda: BatchQueue(max_batch_size=1, max_enqueued_batches=1000))
+    _known: dict[Key, Wish] = field(default_factory=dict)
+
+    def __call__(self, name: str, situation: Situation) -> Wish:
+        """Return what is best for a model, or for the server's thread pool, the others being as they are."""
+        rates = {model: seen.rate_rps for model, seen in situation.seen.items() if model in self.costs}
+        steps = {model: round(math.log(rate, RATE_STEP)) for model, rate in rates.items() if rate > 0}
+        key = (name, tuple(sorted(steps.items())), tuple(sorted(situation.settings.items(), key=lambda item: item[0])))
+        if key not in self._known:
+            whole = {model: RATE_STEP**step for model, step in steps.items()}
+            self._known[key] = self._wish(name, situation.settings, whole)
+        return self._known[key]
+
+    def _wish(self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float]) -> Wish:
+        current = settings[name]
+        if name != SERVER and name not in rates:
+            return Wish(current, "its costs are not known, or nothing is asked of it")
+        now_ms = self.expected_ms(name, settings, rates)
+        found = {other: self.expected_ms(name, {**settings, name: other}, rates) for other in self._candidates(current)}
+        best = min(found, key=lambda other: found[other])
+        gain = POOL_GAIN if name == SERVER else self.rules.declared.min_gain
+        rate = f"{sum(rates.values()) if name == SERVER else rates[name]:.0f} requests/s"
+        if found[best] > now_ms * (1 - gain) or math.isinf(found[best]):
+            why = f"at {rate} nothing is expected to be better than the present p99 of {_ms(now_ms)} by {gain:.0%}"
+            return Wish(current, why)
+        expected = f"a p99 of {_ms(found[best])} at {rate}, {_ms(now_ms)} with {describe(current)}"
+        return Wish(best, f"the simulator expects {expected}")
+
+    def _candidates(self, current: Setting) -> list[Setting]:
+        bounds = self.rules.declared.bounds
+        if isinstance(current, ThreadPool):
+            allowed = bounds.num_batch_threads
+            return [ThreadPool(count) for count in range(allowed.min, allowed.max + 1)]
+        base = current or self.spare
+        sizes = {bounds.max_batch_size.clamp(2**power) for power in range(11)}
+        timeouts = {bounds.batch_timeout_micros.clamp(micros) for micros in TIMEOUTS_MICROS}
+        return [None, *(resized(base, size, timeout) for size in sorted(sizes) for timeout in sorted(timeouts))]
+
+    def expected_ms(self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float]) -> float:
+        """Return the p99 that is expected of a model, or of all; infinite where requests would be refused."""
+        models = sorted(rates)
+        pool = settings.get(SERVER)
+        threads = pool.num_batch_threads if isinstance(pool, ThreadPool) else self.threads
+        queues = [Queue(_queue(settings.get(model)), self.costs[model]) for model in models]
+        arrivals = poisson_arrivals(
+            HEADROOM * sum(rates.values()), SIMULATED, shares=[rates[model] for model in models]
+        )
+        result = simulate(queues, threads, self.host, arrivals)
+        counted = _latency_ms(result.latency_s, arrivals, None if name == SERVER else models.index(name))
+        refused = float(np.isnan(counted).mean()) if len(counted) else 1.0
+        if refused > self.rules.error_rate or refused == 1.0:
+            return math.inf
+        return float(np.nanpercentile(counted, 99))
+
+
+def _latency_ms(latency_s: np.ndarray, arrivals: Arrivals, queue: int | None) -> np.ndarray:
+    """Return the latencies of one queue's requests or of all, without the first tenth."""
+    mine = np.ones(len(latency_s), bool) if queue is None else arrivals.queues == queue
+    mine[: len(mine) // 10] = False
+    return latency_s[mine] * 1000
+
+
+def _queue(setting: Setting) -> BatchQueue | None:
+    return setting if isinstance(setting, BatchQueue) else None
+
+
+def _ms(value: float) -> str:
+    return "no end" if math.isinf(value) else milliseconds(value)

@@ -1,0 +1,172 @@
+"""`invoke autotune` on a real server under a scripted load: it adjusts, nobody notices, and it gives up gracefully."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from launchpad import declaration
+from launchpad.publishing import Publisher
+from launchpad.server import Server
+
+PHASES = ((60, 3), (300, 6), (700, 6), (60, 3))
+"""Requests a second and seconds: low, five times that, a spike, low."""
+SECONDS = sum(seconds for _, seconds in PHASES)
+REQUESTS = sum(rate * seconds for rate, seconds in PHASES)
+DECLARED = """\
+autotune: # digits-cnn's batching parameters follow the traffic
+  policy: threshold
+  load_floor_rps: 100
+"""
+TRIED = """\
+autotune:
+  {load_floor_rps: 200, p99_ms: 2000, tolerance: 1000, interval_s: 0.5, window_s: 1, min_requests: 50,
+   confirmations: 1, cool_down_s: 0.5, changes_per_hour: 1000}
+"""
+"""Latencies on a machine that tests share say nothing: here only the rate decides whether batches grow."""
+
+
+@pytest.fixture(scope="module")
+def served(shared_checkout):
+    """A server that batches nothing yet, and a scripted load for it."""
+    times, at = [], 1000.0
+    for rate, seconds in PHASES:
+        times += [at + number / rate for number in range(rate * seconds)]
+        at += seconds
+    (shared_checkout.root / "trace.txt").write_text("".join(f"{time_s:.6f}\n" for time_s in times))
+    traffic = "traffic: [{model: digits-cnn, signature: bytes}]"
+    scripted = f"{{loop: open, rate_rps: 1, arrivals: trace.txt, duration_s: {SECONDS}, {traffic}}}"
+    steady = f"{{loop: open, rate_rps: 400, arrivals: constant, duration_s: 60, {traffic}}}"
+    shared_checkout.edit(
+        ("    max_batch_size: 16", "    max_batch_size: 1"),
+        ("    max_enqueued_batches: 64", "    max_enqueued_batches: 1024"),
+        (DECLARED, TRIED),
+        ("    smoke:\n", f"    scripted: {scripted}\n    busy: {steady}\n    smoke:\n"),
+    )
+    for stage in ("export", "configure", "launch"):
+        shared_checkout.invoke(stage, check=True)
+    return shared_checkout
+
+
+@pytest.fixture
+def autotuner(served) -> Iterator[Autotuner]:
+    started = Autotuner(served)
+    yield started
+    started.end()
+
+
+class Autotuner:
+    """`invoke autotune` in the background, and what it has said so far."""
+
+    def __init__(self, served, *options: str) -> None:
+        self.path = served.root / "autotune.log"
+        with self.path.open("w") as log:
+            command = served.command("autotune", *options)
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **served.how())
+
+    def said(self) -> str:
+        return self.path.read_text()
+
+    def says(self, text: str, seconds: float = 30) -> str:
+        """Wait until it has said something; return all that it said."""
+        limit = time.monotonic() + seconds
+        while text not in self.said():
+            assert self.process.poll() is None and time.monotonic() < limit, self.said()
+            time.sleep(0.05)
+        return self.said()
+
+    def end(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def busy(served) -> Iterator[None]:
+    """A steady load for as long as the test takes."""
+    load = served.start("loadtest", "--profile", "busy")
+    yield
+    load.send_signal(signal.SIGINT)
+    load.communicate(timeout=60)
+
+
+def decisions(served) -> list[dict]:
+    with sqlite3.connect(served.root / ".launchpad" / "store.db") as store:
+        store.row_factory = sqlite3.Row
+        return [dict(row) for row in store.execute("select * from decisions order by id")]
+
+
+def test_parameters_follow_a_scripted_load_and_every_request_is_answered(served, autotuner):
+    autotuner.says("digits-cnn")
+    refused = served.invoke("autotune")
+    loaded = served.invoke("loadtest", "--profile", "scripted")
+    running = Server.ready(served.layout)
+
+    assert autotuner.end() == 0
+    assert "the server stays as it is" in autotuner.said()
+    assert Server.ready(served.layout) == running and psutil.pid_exists(running.pid)
+
+    assert refused.returncode == 3
+    assert "another autotuner adjusts this checkout's server" in refused.stdout
+    assert f"process {autotuner.process.pid}" in refused.stdout
+
+    summary = json.loads((served.runs()[-1] / "summary.json").read_text())
+    assert summary["totals"]["requests"] == REQUESTS, loaded.stdout
+    assert summary["errors"] == []
+
+    changes = [row for row in decisions(served) if row["outcome"] == "applied"]
+    assert len(changes) >= 2
+    assert [json.loads(row["wanted"])["max_batch_size"] for row in changes[:2]] == [2, 4]
+    for row in changes:
+        seen = json.loads(row["seen"])
+        assert seen["requests"] / seen["seconds"] >= 200 and "requests/s" in row["reason"]
+    held = [row for row in decisions(served) if row["action"] == "hold"]
+    assert any("under the floor of 200" in row["reason"] for row in held)
+
+    notes = sorted((served.root / "reports" / "notes").glob("*autotune*.md"))
+    assert len(notes) == len(changes)
+    assert "max_batch_size" in notes[0].read_text() and changes[0]["reason"] in notes[0].read_text()
+
+    assert len(Publisher(declaration.load(served.root)).versions("digits-cnn")) == 1
+
+
+def test_metrics_that_stop_coming_are_told_and_nothing_is_changed(served, busy):
+    autotuner = Autotuner(served)
+    autotuner.says("digits-cnn")
+    server = psutil.Process(Server.ready(served.layout).pid)
+    known = len([row for row in decisions(served) if row["action"] != "hold"])
+    server.suspend()
+    try:
+        autotuner.says("the metrics do not come (timeout")
+        assert autotuner.process.poll() is None
+    finally:
+        server.resume()
+    assert len([row for row in decisions(served) if row["action"] != "hold"]) == known
+    assert autotuner.end() == 0
+
+
+@pytest.fixture
+def launched_anew(served) -> None:
+    served.invoke("launch", "--force", check=True)
+
+
+def test_a_version_that_cannot_be_loaded_is_told_once_and_the_old_one_serves_on(served, launched_anew, busy):
+    (version,) = served.layout.deployed("digits-cnn").glob("[0-9]*")
+    (version / "saved_model.pb").unlink()  # the copy that the next version is made of, not the exported one
+    autotuner = Autotuner(served)
+    autotuner.says("! the server did not load digits-cnn version")
+    said = autotuner.says("but the server did not load batches of 2")
+    assert autotuner.end() == 0
+    assert said.count("! the server did not load") == 1
+    assert "AVAILABLE" in served.invoke("status", check=True).stdout
+    (note,) = [
+        path for path in (served.root / "reports" / "notes").glob("*.md") if "was not applied" in path.read_text()
+    ]
+    assert "the server refused" in note.read_text()

@@ -1,0 +1,65 @@
+"""The model policy wants what the simulator finds best, and only where it is clearly better."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from launchpad.spec import Autotune, BatchQueue, Between, Bounds
+from launchpad.tune.autotune.control import Observation, Rules, ThreadPool
+from launchpad.tune.autotune.simulated import Simulated
+from launchpad.tune.autotune.tuner import SERVER, Situation
+from launchpad.tune.simulate import Host, ServiceTimes
+
+BOUNDS = Bounds(max_batch_size=Between(min=1, max=32), batch_timeout_micros=Between(min=0, max=2000))
+RULES = Rules(Autotune(bounds=BOUNDS), p99_ms=50.0)
+HOST = Host(cores=2)
+CHEAP_IN_BATCHES = ServiceTimes(np.array([0.0, 2e-3, 2.1e-3, 2.2e-3, 2.3e-3, 2.4e-3, 2.5e-3]))
+"""A batch costs hardly more than a single example."""
+NO_GAIN = ServiceTimes(np.array([0.0, 1e-3, 2e-3, 3e-3]))
+"""A batch costs as much as its examples one by one."""
+ONE = BatchQueue(max_batch_size=1, max_enqueued_batches=1000)
+
+
+def wish(rate_rps: float, setting, costs=CHEAP_IN_BATCHES, name="m", **others):
+    policy = Simulated(RULES, {"m": costs}, HOST, threads=2)
+    settings = {"m": setting, **others}
+    seen = {each: Observation(0.0, 10.0, int(rate_rps * 10), 0, p99_ms=10.0) for each in settings}
+    return policy(name, Situation(settings, seen))
+
+
+def test_batches_are_wanted_where_single_requests_would_overload_the_server():
+    found = wish(1500, ONE)
+    assert found.setting.max_batch_size >= 4
+    assert "the simulator expects a p99 of" in found.reason and "batches of 1," in found.reason
+
+
+def test_waiting_for_others_is_given_up_where_none_come():
+    patient = BatchQueue(max_batch_size=32, batch_timeout_micros=2000, max_enqueued_batches=50)
+    found = wish(20, patient)
+    assert found.setting is None or found.setting.batch_timeout_micros == 0
+
+
+def test_a_model_that_gains_nothing_by_batches_gets_none_that_wait():
+    found = wish(400, BatchQueue(max_batch_size=16, batch_timeout_micros=2000), NO_GAIN)
+    assert found.setting is None or found.setting.batch_timeout_micros == 0
+
+
+@pytest.mark.parametrize("rate_rps", [20, 300, 1500])
+def test_what_is_wanted_is_within_the_bounds_and_once_there_nothing_else_is(rate_rps):
+    found = wish(rate_rps, BatchQueue(max_batch_size=4, batch_timeout_micros=1000, max_enqueued_batches=100)).setting
+    assert found is None or (found.max_batch_size <= 32 and found.batch_timeout_micros <= 2000)
+    again = wish(rate_rps, found)
+    assert again.setting == found and "nothing is expected to be better" in again.reason
+
+
+def test_more_threads_are_wanted_where_one_is_too_few():
+    found = wish(700, ONE, name=SERVER, **{SERVER: ThreadPool(1)})
+    assert found.setting.num_batch_threads > 1
+
+
+def test_a_rate_that_hardly_differs_is_not_computed_again():
+    policy = Simulated(RULES, {"m": CHEAP_IN_BATCHES}, HOST, threads=2)
+    for requests in (10_000, 10_010):
+        policy("m", Situation({"m": ONE}, {"m": Observation(0.0, 10.0, requests, 0)}))
+    assert len(policy._known) == 1
