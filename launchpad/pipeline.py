@@ -13,7 +13,7 @@ from pathlib import Path
 from launchpad import console, declaration
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, LaunchpadError, Problem
 from launchpad.exclusive import exclusive
-from launchpad.stage import ArtifactStage, Context, Outcome, Stage, Stopwatch
+from launchpad.stage import Context, Outcome, Stage, Stopwatch
 
 STAGES = {
     "export": "launchpad.export.stage:Export",
@@ -106,7 +106,7 @@ def _run_in_order(names: Sequence[str], given: Context) -> list[tuple[str, Outco
         current = stage(name)
         if len(names) > 1:
             console.heading(number, len(names), name, current.summary)
-        _refuse_outdated(current, names, given)
+        _refuse_drift(current, names, given)
         clock = Stopwatch()
         outcome = current.run(given)
         outcomes.append((name, outcome, clock.seconds))
@@ -116,21 +116,18 @@ def _run_in_order(names: Sequence[str], given: Context) -> list[tuple[str, Outco
     return outcomes
 
 
-def _refuse_outdated(current: Stage, names: Sequence[str], given: Context) -> None:
-    """Raise EnvironmentFault where a stage would use artifacts that are not what the declaration asks for.
+def _refuse_drift(current: Stage, names: Sequence[str], given: Context) -> None:
+    """Raise EnvironmentFault where a stage would use files that are not what the declaration gives.
 
     In a chain the stages before it have seen to that.
     """
-    before = (stage(name) for name in current.follows if name not in names)
-    due = [
-        Problem(f"{plan.what} is not up to date: {plan.reason}", fix=f"run `invoke {other.name}`")
-        for other in before
-        if isinstance(other, ArtifactStage)
-        for plan in other.plan(replace(given, force=False))
-        if plan.reason
+    drifted = [
+        Problem("is not what pipeline.yaml gives", name, f"run `invoke {other.name}`")
+        for other in (stage(name) for name in current.follows if name not in names)
+        for name in other.drifted(given)
     ]
-    if due:
-        raise EnvironmentFault(due)
+    if drifted:
+        raise EnvironmentFault(drifted)
 
 
 def _show_outcomes(outcomes: list[tuple[str, Outcome, float]], given: Context) -> None:

@@ -76,6 +76,10 @@ class Stage(ABC):
     def plan(self, context: Context) -> list[Plan]:
         """Return what `run` would do and why, without doing it."""
 
+    def drifted(self, context: Context) -> list[str]:
+        """Return the stage's files that must not be used as they are: they are not what the declaration gives."""
+        return []
+
     @abstractmethod
     def run(self, context: Context) -> Outcome:
         """Do it. Raises LaunchpadError for everything that the user can act on."""

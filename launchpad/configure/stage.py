@@ -51,22 +51,20 @@ class Configure(ArtifactStage):
 
     def check(self, context: Context) -> Outcome:
         """Compare the committed files with what the declaration gives. Raises GateFailed, with a diff, on drift."""
-        folder = context.layout.serving_config
-        wanted = rendered(context)
-        there = {
-            name: (folder / name).read_text(encoding="utf-8")
-            for name in files.tree(folder)
-            if (folder / name).is_file()
-        }
+        wanted, there = rendered(context), _there(context)
         problems = [
             Problem(_diff(there.get(name, ""), wanted.get(name, "")), f"serving/config/{name}")
-            for name in sorted(wanted.keys() | there.keys())
-            if there.get(name) != wanted.get(name)
+            for name in _differing(wanted, there)
         ]
         if problems:
             last = Problem("serving/config differs from what pipeline.yaml gives", fix="run `invoke configure`")
             raise GateFailed([*problems, last])
-        return Outcome("up to date", f"{len(wanted)} files are what pipeline.yaml gives", (folder,))
+        return Outcome(
+            "up to date", f"{len(wanted)} files are what pipeline.yaml gives", (context.layout.serving_config,)
+        )
+
+    def drifted(self, context: Context) -> list[str]:
+        return [f"serving/config/{name}" for name in _differing(rendered(context), _there(context))]
 
 
 def rendered(context: Context) -> dict[str, str]:
@@ -86,6 +84,15 @@ def _write(context: Context, place: Callable[[Path], Path]) -> None:
     folder = place(context.layout.serving_config)
     for name, text in rendered(context).items():
         files.write_text(folder / name, text)
+
+
+def _there(context: Context) -> dict[str, str]:
+    folder = context.layout.serving_config
+    return {name: (folder / name).read_text(encoding="utf-8") for name in files.names(folder)}
+
+
+def _differing(wanted: dict[str, str], there: dict[str, str]) -> list[str]:
+    return sorted(name for name in wanted.keys() | there.keys() if there.get(name) != wanted.get(name))
 
 
 def _diff(before: str, after: str) -> str:
