@@ -195,6 +195,25 @@ def report_(_: Invocation, dry_run: bool = False, run_id: str = "") -> None:
     run(["report"], dry_run, run=run_id or None)
 
 
+@task(
+    help={
+        "force": "take a capacity result of other models or another machine",
+        "check": "fail if the committed files differ from what pipeline.yaml and k8s/capacity.json give; write nothing",
+    }
+)
+def manifests(_: Invocation, force: bool = False, check: bool = False) -> None:
+    """Render the Kubernetes manifests in k8s/ from the declaration and the latest capacity result."""
+    with reported():
+        from launchpad import console, pipeline
+        from launchpad.kubernetes import stage as kubernetes
+
+        given = pipeline.context(ROOT, force=force)
+        if check:
+            console.say(kubernetes.check(given))
+        else:
+            kubernetes.manifests(given)
+
+
 @task
 def status(_: Invocation) -> None:
     """Show the server: models, versions, states, uptime, requests served."""

@@ -70,6 +70,15 @@ class Layout:
         """What was changed, why, and what came of it."""
         return self.root / "reports" / "notes"
 
+    @property
+    def kubernetes(self) -> Path:
+        return self.root / "k8s"
+
+    @property
+    def kubernetes_capacity(self) -> Path:
+        """The capacity result that the manifests follow from."""
+        return self.kubernetes / "capacity.json"
+
     # what is never committed
     @property
     def private(self) -> Path:

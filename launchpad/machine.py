@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,30 @@ def describe() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "tensorflow": importlib.metadata.version("tensorflow"),
     }
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process and its children used: processor time so far in seconds, and the most memory at once in MiB."""
+
+    cpu_s: float
+    peak_mib: float
+
+
+def usage(pid: int) -> Usage | None:
+    """Return what a process used; None where it has ended or may not be looked at."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+        seconds = sum(times.user + times.system for times in (process.cpu_times() for process in family))
+        return Usage(seconds, sum(_peak_kib(process.pid) for process in family) / 1024)
+    except (psutil.Error, OSError):
+        return None
+
+
+def _peak_kib(pid: int) -> int:
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _processor() -> str:

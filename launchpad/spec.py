@@ -545,14 +545,129 @@ class Autotune(Strict):
 
 class Replicas(Strict):
     min: Positive = 3
+    """Fewest replicas, whatever the load."""
     max: Positive = 10
+    """Most replicas that the autoscaler may make; a peak that needs more is refused."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) exceeds max ({self.max})")
+        return self
+
+
+class Demand(Strict):
+    """The load that the cluster is to hold."""
+
+    usual_rps: Annotated[float, Field(gt=0)]
+    """Requests a second of an ordinary hour; the fewest replicas follow from it, with one to spare."""
+    peak_rps: Annotated[float, Field(gt=0)]
+    """Requests a second to hold even when one zone is lost; must fit into `replicas.max`."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Demand:
+        if self.usual_rps > self.peak_rps:
+            raise ValueError(f"usual_rps ({self.usual_rps:g}) exceeds peak_rps ({self.peak_rps:g})")
+        return self
+
+
+Memory = Annotated[str, Field(pattern="^[1-9][0-9]*[KMGT]i$")]
+
+
+class Resources(Strict):
+    """What each pod is granted, in place of what was measured."""
+
+    cpu: Annotated[float, Field(gt=0)] | None = None
+    """Cores, requested and at most. Measured unless given: what the server used at capacity, up to the cores it had."""
+    memory: Memory | None = None
+    """Such as 2Gi, requested and at most. Measured unless given: the server's peak and a quarter more."""
+
+
+Label = Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+
+
+class Gpu(Strict):
+    """What the overlay `gpu` asks for."""
+
+    count: Positive = 1
+    """GPUs of each pod."""
+    resource: Label = "nvidia.com/gpu"
+    """Name under which nodes offer them."""
+    node_selector: dict[Label, str] = {"nvidia.com/gpu.present": "true"}
+    """Labels of the nodes that have them; this one is set by NVIDIA's GPU feature discovery."""
+    taint: Label = "nvidia.com/gpu"
+    """Key of the taint that keeps other pods off those nodes."""
+    image: str | None = None
+    """Server image for those nodes, by digest; the one of the other overlays unless given."""
+
+
+class Autoscaling(Strict):
+    headroom: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Share of its measured capacity that a replica is to work at; the rest is for bursts while new pods warm up."""
+    signal: Literal["requests", "in_flight"] = "requests"
+    """What the overlay `keda` scales on: requests a second, or requests in flight, of each pod."""
+    prometheus: Annotated[str, Field(pattern="^https?://")] = "http://prometheus-operated.monitoring.svc:9090"
+    """Where KEDA asks for the signal."""
+    scale_down_s: Annotated[int, Field(ge=0, le=3600)] = 300
+    """How long the load must be lower before replicas are taken away."""
+
+
+class ModelStore(Strict):
+    """Where a pod's models come from."""
+
+    source: Literal["image", "claim", "bucket"] = "image"
+    """Baked into the image, a volume, or an object store."""
+    claim: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] = "models"
+    """claim: PersistentVolumeClaim that holds `<model>/<version>/`."""
+    bucket: Annotated[str, Field(pattern="^(gs|s3)://[^/]+(/[^/]+)*$")] = "gs://models"
+    """bucket: where `<model>/<version>/` lie."""
+
+
+class Canary(Strict):
+    weight: Annotated[int, Field(ge=0, le=100)] = 10
+    """Percent of the requests that the second Deployment gets."""
+    image: str | None = None
+    """Server image of the second Deployment, by digest; the same as the first's unless given."""
+    gateway: str = "gateway"
+    """Gateway that the route hangs on, `name` or `namespace/name`."""
+
+
+class Generators(Strict):
+    """The load generator in the cluster."""
+
+    workers: Positive = 4
+    """Pods that generate load."""
+    image: str | None = None
+    """Image with this project's Python environment, by digest; see docs/kubernetes.md."""
 
 
 class Kubernetes(Strict):
-    namespace: str = "default"
+    namespace: Annotated[str, Field(pattern="^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)] = "default"
+    registry: str | None = None
+    """Registry and path that `invoke build --push` was given; the server image is pulled from there."""
     replicas: Replicas = Replicas()
-    gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs of each pod."""
+    demand: Demand | None = None
+    """Load to hold; `replicas` alone decides unless given."""
+    zones: Positive = 3
+    """Zones that replicas are spread over."""
+    resources: Resources = Resources()
+    autoscaling: Autoscaling = Autoscaling()
+    drain_s: Annotated[int, Field(ge=1, le=600)] = 20
+    """How long a pod that is to end goes on serving, while clients learn that it is leaving."""
+    clients: tuple[str, ...] = ()
+    """Further namespaces whose pods may send requests; the own one always may."""
+    gpu: Gpu = Gpu()
+    models: ModelStore = ModelStore()
+    canary: Canary = Canary()
+    monitoring: bool = True
+    """Whether the cluster has the Prometheus operator: overlays then bring PodMonitor, rules and dashboard."""
+    prometheus_namespace: str = "monitoring"
+    """Namespace whose Prometheus may scrape the pods."""
+    sysctls: bool = False
+    """Whether nodes allow the sysctls of `serving.container.sysctls`, which Kubernetes counts as unsafe."""
+    generators: Generators = Generators()
+    price_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of one replica for an hour, in any currency; `invoke plan` adds it up."""
 
 
 class Waiver(Strict):
@@ -609,10 +724,34 @@ class Pipeline(Strict):
         for flag, value in self.serving.flags.items():
             if not _fits(flag, value):
                 yield ("serving", "flags", flag), f"takes {FLAGS[flag].type.__name__}, not {value!r}"
-        if self.serving.gpu == "require" and _has_no_gpu_code(self.serving.image):
+        if self.serving.gpu == "require" and has_no_gpu_code(self.serving.image):
             yield ("serving", "gpu"), f"{self.serving.image} is the image for CPUs; the one for GPUs ends in -gpu"
         if self.serving.ports.rest == 0 and self.serving.ports.grpc == 0:
             yield ("serving", "ports"), "REST and gRPC are both off: nothing could reach the server"
+        yield from self._contradictions_in_kubernetes()
+
+    def _contradictions_in_kubernetes(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        kubernetes, serving = self.kubernetes, self.serving
+        if kubernetes.models.source == "image" and serving.models == "mounted":
+            message = "the image holds no models (serving.models is mounted); take them from a claim or a bucket"
+            yield ("kubernetes", "models", "source"), message
+        if (
+            kubernetes.models.source == "bucket"
+            and kubernetes.models.bucket.startswith("s3:")
+            and _reads_no_s3(serving)
+        ):
+            message = (
+                f"{serving.image} cannot read s3:// (it cannot since 2.7); use gs://, a claim, or an image that can"
+            )
+            yield ("kubernetes", "models", "bucket"), message
+        if kubernetes.sysctls and not serving.container.sysctls:
+            yield ("kubernetes", "sysctls"), "serving.container.sysctls names none"
+        for place, image in (("gpu", kubernetes.gpu.image), ("canary", kubernetes.canary.image)):
+            if image and "@sha256:" not in image:
+                yield ("kubernetes", place, "image"), "name the image by digest, such as registry/name@sha256:..."
+        if kubernetes.replicas.min < 2 and kubernetes.zones > 1:
+            message = f"one replica cannot survive the loss of a zone (kubernetes.zones is {kubernetes.zones})"
+            yield ("kubernetes", "replicas", "min"), message
 
     def _autotune_contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.autotune is None:
@@ -634,10 +773,18 @@ class Pipeline(Strict):
         )
 
 
-def _has_no_gpu_code(image: str) -> bool:
+def has_no_gpu_code(image: str) -> bool:
     """Tell whether an image is surely one without GPU code: a named tag of TensorFlow Serving's own for CPUs."""
     name, _, tag = image.partition(":")
     return name == "tensorflow/serving" and bool(tag) and "gpu" not in tag and "@" not in tag
+
+
+def _reads_no_s3(serving: Serving) -> bool:
+    """Tell whether the image is TensorFlow Serving's own from 2.7 on, which is built without S3."""
+    name, _, tag = serving.image.partition(":")
+    numbers = tag.split("-")[0].split(".")
+    known = name == "tensorflow/serving" and all(number.isdigit() for number in numbers)
+    return known and [int(number) for number in numbers] >= [2, 7]
 
 
 def _no_such(kind: str, name: str, known: Any) -> str:

@@ -70,7 +70,10 @@ class Misses:
 
 @dataclass(frozen=True)
 class Probe:
-    """One rate, measured. `limited`: why the load generator itself was in the way; empty when it was not."""
+    """One rate, measured. `limited`: why the load generator itself was in the way; empty when it was not.
+
+    server_cores: processor time that the server used, in cores; None where that is not known.
+    """
 
     rate_rps: float
     measured_s: float
@@ -81,6 +84,8 @@ class Probe:
     p50_ms: float | None
     p99_ms: float | None
     limited: str = ""
+    mean_ms: float | None = None
+    server_cores: float | None = None
 
     @property
     def holds(self) -> bool:

@@ -101,7 +101,9 @@ def _probe(
     folder.mkdir(parents=True)
     profile = OpenLoop(loop="open", rate_rps=rate, duration_s=PROBE_S, traffic=traffic, seed=int(rate))
     observer, ending = _Observer(p99_ms * 1000), generator.Ending()
+    clock, before = Stopwatch(), machine.usage(server.pid)
     generator.drive(context.layout, lambda: how_ended(server), profile, context.processes, folder, ending, observer)
+    after, seconds = machine.usage(server.pid), clock.seconds
     if ending.status != "completed":
         raise EnvironmentFault(ending.why, context.layout.relative(folder))
     measured = summary.of_folder(folder, {line.line: line.model for line in traffic}, ending.measured_s)["totals"]
@@ -117,7 +119,18 @@ def _probe(
         p50_ms=measured["p50_ms"],
         p99_ms=measured["p99_ms"],
         limited=health["why"],
+        mean_ms=measured["mean_ms"],
+        server_cores=_cores(before, after, ending.measured_s, seconds),
     )
+
+
+def _cores(
+    before: machine.Usage | None, after: machine.Usage | None, measured_s: float, seconds: float
+) -> float | None:
+    """Return how many cores the server used while it was asked; what it uses idle is little beside it."""
+    if before is None or after is None or not measured_s:
+        return None
+    return round((after.cpu_s - before.cpu_s) / min(measured_s, seconds), 3)
 
 
 def _keep(
@@ -130,6 +143,7 @@ def _keep(
     folder: Path,
     seconds: float,
 ) -> None:
+    used = machine.usage(server.pid)
     document = {
         "run": run,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -140,7 +154,9 @@ def _keep(
         "seconds": round(seconds, 1),
         "traffic": [line.model_dump(mode="json") for line in traffic],
         "configuration": server.content,
+        "models": {name: files.digest(files.tree(context.layout.versions(name))) for name in server.models},
         "server": asdict(server),
+        "server_peak_mib": round(used.peak_mib, 1) if used else None,
         "machine": machine.describe(),
         "probes": [asdict(probe) for probe in found.probes],
     }

@@ -72,9 +72,9 @@ def test_a_misspelt_key_gets_the_nearest_real_one(declare, text, where, what, fi
 
 
 def test_a_key_that_is_like_no_other_gets_the_list_of_real_ones(declare):
-    where, what, fix = only_fault(declare, HEAD + "kubernetes:\n  zzz: 1\n")
-    assert (where, what) == ("pipeline.yaml:5", "kubernetes.zzz: unknown key")
-    assert fix == "known keys: namespace, replicas, gpus"
+    where, what, fix = only_fault(declare, HEAD + "objectives:\n  zzz: 1\n")
+    assert (where, what) == ("pipeline.yaml:5", "objectives.zzz: unknown key")
+    assert fix == "known keys: p99_ms, error_rate, throughput_rps"
 
 
 @pytest.mark.parametrize(

@@ -203,3 +203,31 @@ def test_bounds_that_allow_nothing_are_refused():
         Bounds.model_validate({"max_batch_size": {"min": 9, "max": 8}})
     with pytest.raises(ValidationError, match="at least 1"):
         Bounds.model_validate({"max_batch_size": {"min": 0, "max": 8}})
+
+
+def test_what_a_cluster_cannot_give_is_a_contradiction():
+    assert contradictions(
+        serving={"models": "mounted"},
+        kubernetes={"replicas": {"min": 1}, "sysctls": True, "canary": {"image": "registry/name:tag"}},
+    ) == [
+        "kubernetes.models.source: the image holds no models (serving.models is mounted); "
+        "take them from a claim or a bucket",
+        "kubernetes.sysctls: serving.container.sysctls names none",
+        "kubernetes.canary.image: name the image by digest, such as registry/name@sha256:...",
+        "kubernetes.replicas.min: one replica cannot survive the loss of a zone (kubernetes.zones is 3)",
+    ]
+
+
+@pytest.mark.parametrize(("image", "reads"), [("2.6.2", True), ("2.7.0", False), ("2.20.0-gpu", False), ("own", True)])
+def test_s3_is_refused_where_the_servers_image_cannot_read_it(image, reads):
+    store = {"source": "bucket", "bucket": "s3://models/digits"}
+    found = contradictions(serving={"image": f"tensorflow/serving:{image}"}, kubernetes={"models": store})
+    assert bool(found) is not reads
+
+
+@pytest.mark.parametrize(
+    "value", [{"replicas": {"min": 5, "max": 4}}, {"demand": {"usual_rps": 2.0, "peak_rps": 1.0}}, {"drain_s": 0}]
+)
+def test_a_kubernetes_section_that_cannot_be_is_refused(value):
+    with pytest.raises(ValidationError):
+        pipeline(kubernetes=value)
