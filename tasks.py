@@ -214,6 +214,27 @@ def manifests(_: Invocation, force: bool = False, check: bool = False) -> None:
             kubernetes.manifests(given)
 
 
+@task(
+    auto_shortflags=False,
+    help={
+        "rate": "requests a second to hold",
+        "p99": "latency to hold, such as 50ms; that of the capacity result unless given",
+        "ramp": "how fast the load may rise to that rate, such as 60s",
+        "ramp_from": "requests a second from which it rises; half of the rate unless given",
+        "force": "take a capacity result of other models or another machine",
+    },
+)
+def plan(
+    _: Invocation, rate: str, p99: str = "", ramp: str = "60s", ramp_from: float = 0.0, force: bool = False
+) -> None:
+    """Say how many replicas hold a rate: by balancing, with one to spare, with a zone lost, while load rises."""
+    with reported():
+        from launchpad import pipeline
+        from launchpad.kubernetes.plan import show
+
+        show(pipeline.context(ROOT, force=force), rate, p99, ramp, ramp_from)
+
+
 @task
 def status(_: Invocation) -> None:
     """Show the server: models, versions, states, uptime, requests served."""

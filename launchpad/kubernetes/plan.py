@@ -1,0 +1,182 @@
+"""`invoke plan`: how many replicas hold a rate, from what one was measured to hold; docs/kubernetes.md says how."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from launchpad import console
+from launchpad.errors import DeclarationError, GateFailed
+from launchpad.kubernetes import autoscaler, fleet, measured
+from launchpad.kubernetes.autoscaler import Ramp
+from launchpad.kubernetes.fleet import BALANCERS, Balancer, Fit, Observed
+from launchpad.kubernetes.measured import Measured
+from launchpad.kubernetes.sizing import replicas_for, with_zone_lost
+from launchpad.spec import Kubernetes
+from launchpad.stage import Context
+
+HIGHEST_RPS = 1e7
+UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "": 0.0}
+RAMP_S = 60.0
+ROUNDS = 4
+"""Under round robin what a replica holds depends on how many there are: counted anew until it stays."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A number of replicas for a purpose, and what they do.
+
+    each_rps: what each gets; p99_s of that. after_p99_s: once what the purpose is about is lost; None where nothing is.
+    """
+
+    balancer: Balancer
+    purpose: str
+    replicas: int
+    each_rps: float
+    utilisation: float
+    p99_s: float
+    after_p99_s: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. holds_rps: by balancer, what a replica holds. target_rps: of an autoscaler that keeps up."""
+
+    fit: Fit
+    holds_rps: dict[Balancer, float]
+    fleets: list[Fleet]
+    ramp: Ramp
+    target_rps: float
+    lag_s: float
+
+
+def make(found: Measured, declared: Kubernetes, rate_rps: float, limit_s: float, ramp: Ramp) -> Plan:
+    """Return the plan for a rate and a p99. Raises GateFailed where no replica holds that p99, however idle."""
+    fitted = fleet.fit(
+        [Observed(one.rate_rps, one.p50_ms / 1e3, one.p99_ms / 1e3) for one in found.probes], found.capacity_rps
+    )
+    fleets: list[Fleet] = []
+    holds: dict[Balancer, float] = {}
+    for balancer in BALANCERS:
+        replicas, holds[balancer] = _needed(fitted, balancer, rate_rps, limit_s)
+        spread = with_zone_lost(replicas, declared.zones)
+        fleets += [
+            _fleet(fitted, balancer, "the rate", replicas, rate_rps, 0),
+            _fleet(fitted, balancer, "one to spare", replicas + 1, rate_rps, 1),
+        ]
+        if declared.zones > 1:
+            lost = math.ceil(spread / declared.zones)
+            fleets.append(_fleet(fitted, balancer, f"one zone of {declared.zones} lost", spread, rate_rps, lost))
+    target = autoscaler.target_for(ramp, holds["random"], found.ready_s)
+    return Plan(fitted, holds, fleets, ramp, target, autoscaler.lag_s(found.ready_s))
+
+
+def _needed(fitted: Fit, balancer: Balancer, rate_rps: float, limit_s: float) -> tuple[int, float]:
+    replicas = 2
+    for _ in range(ROUNDS):
+        holds = fleet.highest_rate(fitted.replica, balancer, replicas, limit_s)
+        if not holds:
+            idle = fitted.replica.way_s + fitted.replica.service_s
+            what = (
+                f"no replica holds p99 of {limit_s * 1e3:g} ms: a request takes {idle * 1e3:.1f} ms where nobody waits"
+            )
+            raise GateFailed(what, "--p99", "allow more, or make the model faster")
+        before, replicas = replicas, replicas_for(rate_rps, holds)
+        if replicas == before or balancer == "random":
+            break
+    return replicas, holds
+
+
+def _fleet(fitted: Fit, balancer: Balancer, purpose: str, replicas: int, rate_rps: float, lost: int) -> Fleet:
+    each = rate_rps / replicas
+    left = replicas - lost
+    return Fleet(
+        balancer=balancer,
+        purpose=purpose,
+        replicas=replicas,
+        each_rps=each,
+        utilisation=each / fitted.replica.saturation_rps,
+        p99_s=fleet.p99_s(fitted.replica, balancer, replicas, each),
+        after_p99_s=fleet.p99_s(fitted.replica, balancer, left, rate_rps / left) if lost else None,
+    )
+
+
+def duration_s(text: str, option: str) -> float:
+    """Return a duration such as 50ms, 0.05s or 2m in seconds. Raises DeclarationError for anything else."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(us|ms|s|m)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise DeclarationError(f"{option} {text}: is no duration", fix="give a number and its unit, such as 50ms or 2m")
+    return float(found[1]) * UNITS_S[found[2]]
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate <= HIGHEST_RPS:
+        raise DeclarationError(f"--rate {text}: cannot be planned", fix=f"give 1 to {HIGHEST_RPS:,.0f} requests/s")
+    return rate
+
+
+def show(context: Context, rate: str, p99: str, ramp: str, ramp_from: float) -> None:
+    """Print the plan. Raises DeclarationError for arguments that cannot be, and what `measured.latest` raises."""
+    rate_rps = _rate(rate)
+    found, _ = measured.latest(context, context.force)
+    declared = context.declaration.pipeline.kubernetes
+    limit = duration_s(p99, "--p99") if p99 else found.p99_ms / 1e3
+    begin = ramp_from or rate_rps / 2
+    if begin >= rate_rps:
+        raise DeclarationError(f"--ramp-from {begin:g}: is not below the rate", fix="give less than --rate")
+    climb = Ramp(begin, rate_rps, duration_s(ramp, "--ramp") if ramp else RAMP_S)
+    plan = make(found, declared, rate_rps, limit, climb)
+    for reason in found.despite:
+        console.say(f"! taken with --force: the capacity {reason}", "yellow")
+    console.say(f"one replica: {found.capacity_rps:,.0f} requests/s held p99 of {found.p99_ms:g} ms, run {found.run}")
+    console.say(f"  {found.place}")
+    if found.limited:
+        console.say(f"  ! a lower bound: above it {found.limited}", "yellow")
+    _show_fleets(plan, declared, rate_rps, limit)
+    _show_ramp(plan, declared)
+    _warn(context, plan, declared)
+
+
+def _show_fleets(plan: Plan, declared: Kubernetes, rate_rps: float, limit_s: float) -> None:
+    priced = declared.price_per_hour is not None
+    columns = ["balancing", "for", "replicas", "requests/s each", "busy", "p99 ms", "p99 ms after the loss"]
+    rows = []
+    for one in plan.fleets:
+        after = "" if one.after_p99_s is None else _ms(one.after_p99_s)
+        row = [one.balancer, one.purpose, f"{one.replicas:,}", f"{one.each_rps:,.0f}", f"{one.utilisation:.0%}"]
+        cost = [f"{one.replicas * (declared.price_per_hour or 0):,.2f}"] if priced else []
+        rows.append([*row, _ms(one.p99_s), after, *cost])
+    title = f"{rate_rps:,.0f} requests/s with p99 within {limit_s * 1e3:g} ms"
+    console.table(title, columns + (["price an hour"] if priced else []), rows, right=[*columns[2:], "price an hour"])
+
+
+def _show_ramp(plan: Plan, declared: Kubernetes) -> None:
+    ramp, share = plan.ramp, plan.target_rps / plan.holds_rps["random"]
+    console.say(
+        f"from {ramp.from_rps:,.0f} to {ramp.to_rps:,.0f} requests/s in {ramp.seconds:g} s: a new pod takes load "
+        f"{plan.lag_s:.0f} s after it is needed, so replicas must work at {plan.target_rps:,.0f} requests/s or less, "
+        f"{share:.0%} of what they hold"
+    )
+    headroom = declared.autoscaling.headroom
+    if share < headroom:
+        console.say(f"  ! kubernetes.autoscaling.headroom is {headroom:g}: too much for this ramp", "yellow")
+    else:
+        console.say(f"  kubernetes.autoscaling.headroom is {headroom:g}: the objective holds while new pods warm up")
+
+
+def _warn(context: Context, plan: Plan, declared: Kubernetes) -> None:
+    most = max(one.replicas for one in plan.fleets)
+    if most > declared.replicas.max:
+        place = context.declaration.where("kubernetes", "replicas", "max")
+        console.say(f"  ! {place}: kubernetes.replicas.max is {declared.replicas.max}, this takes {most:,}", "yellow")
+    off = f"p50 within a factor of {plan.fit.p50_off:.1f} and p99 within {plan.fit.p99_off:.1f}"
+    console.say(f"  the computed replica meets the measured ones at every rate that was held: {off}", "dim")
+
+
+def _ms(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"{seconds * 1e3:,.1f}"
