@@ -9,9 +9,9 @@ from launchpad.errors import EnvironmentFault
 from launchpad.modelserver.metrics import Metrics
 from launchpad.publishing import NotLoaded
 from launchpad.spec import Autotune, BatchQueue
-from launchpad.tune.autotune.control import Rules
+from launchpad.tune.autotune.control import Rules, ThreadPool, Wish
 from launchpad.tune.autotune.threshold import threshold
-from launchpad.tune.autotune.tuner import Autotuner, Entry
+from launchpad.tune.autotune.tuner import SERVER, Autotuner, Entry
 
 START = BatchQueue(max_batch_size=4, max_enqueued_batches=64)
 RULES = Rules(
@@ -33,6 +33,8 @@ class Scripted:
 
     def serve(self, requests: int) -> None:
         for name, (_, queue) in self.served.items():
+            if isinstance(queue, ThreadPool):
+                continue
             self.counted.request_count.add(name, "OK", amount=requests)
             cell = self.counted.request_latency.cell(name, "predict", "REST")
             for _ in range(requests):
@@ -175,6 +177,28 @@ def test_what_someone_else_published_is_taken_as_it_is(server):
     run.go(2)
     assert server.published == [4]
     assert server.served["m"][0] == 8
+
+
+def test_another_thread_pool_means_another_server_and_the_models_keep_what_they_have(server):
+    server.served[SERVER] = (0, ThreadPool(2))
+    run = Run(server)
+    run.tuner._policy = lambda name, situation: Wish(
+        ThreadPool(4) if name == SERVER else situation.settings[name], "a reason"
+    )
+
+    def replaced(model, setting, why):
+        assert model == SERVER
+        server.started, server.counted = "second", Metrics(batching=True)
+        server.served[SERVER] = (0, setting)
+        return 0
+
+    server.publish = replaced
+    entries = run.go(2)
+    assert [(entry.model, entry.outcome) for entry in entries[-2:]] == [("m", "held"), (SERVER, "applied")]
+    entries = run.go(4)
+    assert not any(entry.is_change for entry in entries)
+    assert run.tuner._models[SERVER].state.good == ThreadPool(4)
+    assert {entry.instance for entry in entries} == {"second"}
 
 
 def test_two_models_are_not_changed_at_once(server):
