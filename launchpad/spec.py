@@ -732,9 +732,6 @@ class Pipeline(Strict):
 
     def _contradictions_in_kubernetes(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         kubernetes, serving = self.kubernetes, self.serving
-        if kubernetes.models.source == "image" and serving.models == "mounted":
-            message = "the image holds no models (serving.models is mounted); take them from a claim or a bucket"
-            yield ("kubernetes", "models", "source"), message
         if (
             kubernetes.models.source == "bucket"
             and kubernetes.models.bucket.startswith("s3:")

@@ -58,8 +58,14 @@ def check(context: Context) -> str:
 
 
 def inputs(context: Context, found: Measured) -> Inputs:
-    """Return what the manifests follow from."""
+    """Return what the manifests follow from. Raises DeclarationError where pods would find no models in their image."""
     layout, pipeline = context.layout, context.declaration.pipeline
+    if pipeline.kubernetes.models.source == "image" and pipeline.serving.models == "mounted":
+        raise DeclarationError(
+            "kubernetes.models.source: the image holds no models (serving.models is mounted)",
+            context.declaration.where("kubernetes", "models", "source"),
+            "take them from a claim or a bucket, or declare serving.models: baked",
+        )
     return Inputs(
         declaration=context.declaration,
         measured=found,

@@ -207,11 +207,8 @@ def test_bounds_that_allow_nothing_are_refused():
 
 def test_what_a_cluster_cannot_give_is_a_contradiction():
     assert contradictions(
-        serving={"models": "mounted"},
         kubernetes={"replicas": {"min": 1}, "sysctls": True, "canary": {"image": "registry/name:tag"}},
     ) == [
-        "kubernetes.models.source: the image holds no models (serving.models is mounted); "
-        "take them from a claim or a bucket",
         "kubernetes.sysctls: serving.container.sysctls names none",
         "kubernetes.canary.image: name the image by digest, such as registry/name@sha256:...",
         "kubernetes.replicas.min: one replica cannot survive the loss of a zone (kubernetes.zones is 3)",
