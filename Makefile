@@ -10,9 +10,11 @@ deploy-local: .venv/ready
 test: .venv/ready
 	.venv/bin/python -m pytest
 
-# Pin what requirements.in asks for, with hashes. Needs uv.
+# Pin what requirements.in asks for, and the tools that check the manifests, with hashes. Needs uv.
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --no-header --generate-hashes requirements.in -o requirements.txt
+	for name in requirements tests/integration/kubernetes/tools; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --no-header --generate-hashes $$name.in -o $$name.txt || exit 1; \
+	done
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with `make PYTHON=python3.11`")'

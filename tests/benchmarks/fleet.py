@@ -1,0 +1,121 @@
+"""What `invoke plan` computes beside what was measured: two and three servers behind nginx, balanced three ways.
+
+    python -m tests.benchmarks.fleet [--seconds 30]
+
+The servers are real embedded ones; their model waits in its graph instead of computing, so that two cores are enough
+for all of them, nginx and the load generator. One server alone is measured first: the computed replica is fitted to
+that, and to nothing of the fleets. Each figure is written to results/fleet.json as it comes; what is there is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from launchpad import files, machine
+from launchpad.kubernetes import fleet
+from launchpad.kubernetes.fleet import BALANCERS, Observed
+from tests import fleets
+from tests.integration.conftest import Checkout, free_ports
+
+RESULTS = Path(__file__).parent / "results" / "fleet.json"
+ALONE_RPS = (6.0, 12.0, 18.0, 24.0, 28.0, 32.0)
+BUSY = (0.7, 0.9)
+"""Of the highest rate that one server was measured at and kept up with."""
+KEPT_UP = 0.97
+"""Share of the due requests that a server must answer within the run to count as keeping up."""
+
+
+def checkout(folder: Path) -> Checkout:
+    """Return a checkout that declares the waiting model, exported."""
+    fleets.make_model(folder / "saved")
+    made = Checkout(folder / "checkout")
+    shutil.copytree(folder / "saved", made.root / "saved")
+    made.invoke("init", "--source", "saved", "--name", fleets.MODEL, "--force", check=True)
+    made.invoke("export", check=True)
+    return made
+
+
+def measure(
+    folder: Path, made: Checkout, servers: int, balancer: str, rate_rps: float, seconds: float
+) -> dict[str, Any]:
+    """Return the figures of a load on a number of servers, behind nginx where there are several."""
+    ports = free_ports(2 * servers + 1)
+    pairs = list(zip(ports[:servers], ports[servers : 2 * servers], strict=True))
+    base, run = made.layout.versions(fleets.MODEL), Path(tempfile.mkdtemp(dir=folder))
+    with fleets.servers(base, pairs):
+        if servers == 1:
+            return fleets.load(made.root, run / "load", pairs[0][0], rate_rps, seconds)
+        with fleets.nginx(run / "nginx", ports[-1], balancer, [rest for rest, _ in pairs]):
+            return fleets.load(made.root, run / "load", ports[-1], rate_rps, seconds)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seconds", type=float, default=30.0, help="length of each run")
+    given = options.parse_args()
+    kept: dict[str, Any] = files.read_json(RESULTS) or {"alone": {}, "fleets": {}}
+    kept |= {
+        "machine": machine.describe(),
+        "seconds": given.seconds,
+        "made": f"{datetime.datetime.now(datetime.UTC):%F}",
+    }
+    with tempfile.TemporaryDirectory() as name:
+        made = checkout(Path(name))
+        for rate in ALONE_RPS:
+            if str(rate) not in kept["alone"]:
+                kept["alone"][str(rate)] = measure(Path(name), made, 1, "", rate, given.seconds)
+                files.write_json(RESULTS, kept)
+                print(f"one server, {rate:g} requests/s: p99 {kept['alone'][str(rate)]['p99_ms']:.0f} ms", flush=True)
+        fitted, held = fitted_to(kept["alone"])
+        for servers in (2, 3):
+            for balancer in BALANCERS:
+                for busy in BUSY:
+                    key = f"{servers} {balancer} {busy:g}"
+                    if key in kept["fleets"]:
+                        continue
+                    figures = measure(Path(name), made, servers, balancer, busy * held * servers, given.seconds)
+                    kept["fleets"][key] = {"rate_rps": busy * held * servers, **figures}
+                    files.write_json(RESULTS, kept)
+                    print(key, f"p99 {figures['p99_ms']:.0f} ms", flush=True)
+    for key, measured in kept["fleets"].items():
+        servers, balancer = int(key.split()[0]), key.partition(" ")[2].rpartition(" ")[0]
+        each = measured["rate_rps"] / servers
+        taken = fleet.latencies(fitted.replica, balancer, servers, each)  # type: ignore[arg-type]
+        for percentile in (50, 99):
+            measured[f"computed_p{percentile}_ms"] = round(float(fleet.np.percentile(taken, percentile)) * 1e3, 1)
+    kept["replica"] = vars(fitted.replica) | {"p50_off": fitted.p50_off, "p99_off": fitted.p99_off}
+    files.write_json(RESULTS, kept)
+    show(kept)
+
+
+def fitted_to(alone: dict[str, Any]) -> tuple[fleet.Fit, float]:
+    """Return the replica that is fitted to one server's figures, and the highest rate that it kept up with."""
+    rates = {float(rate): figures for rate, figures in alone.items()}
+    held = max(rate for rate, figures in rates.items() if figures["throughput_rps"] >= KEPT_UP * rate)
+    observed = [Observed(rate, rates[rate]["p50_ms"] / 1e3, rates[rate]["p99_ms"] / 1e3) for rate in sorted(rates)]
+    return fleet.fit(observed, held), held
+
+
+def show(kept: dict[str, Any]) -> None:
+    print(json.dumps(kept["replica"]))
+    names = ("rate /s", "p50 ms", "computed", "p99 ms", "computed")
+    print(f"{'servers':>7} {'balancing':13} {' '.join(f'{name:>8}' for name in names)} {'off':>6}")
+    for key, row in kept["fleets"].items():
+        servers, balancer = key.split()[0], key.partition(" ")[2].rpartition(" ")[0]
+        off = row["computed_p99_ms"] / row["p99_ms"] - 1
+        print(
+            f"{servers:>7} {balancer:13} {row['rate_rps']:8.1f} {row['p50_ms']:8.1f} {row['computed_p50_ms']:8.1f} "
+            f"{row['p99_ms']:8.1f} {row['computed_p99_ms']:8.1f} {off:+6.0%}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
