@@ -15,6 +15,8 @@ from invoke.tasks import task
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
+from launchpad.commandline import ListOrName  # noqa: E402
+
 COMMON = {
     "force": "run even what is up to date",
     "dry_run": "say what would run and why, run nothing",
@@ -306,3 +308,28 @@ def note(_: Invocation, text: str) -> None:
 
         path = notes.add(declaration.load(ROOT), text)
         console.say(f"wrote {path.relative_to(ROOT)}")
+
+
+@task(
+    klass=ListOrName,
+    positional=["sql"],
+    iterable=["given"],
+    help={
+        "sql": "a SELECT, or the name of a ready-made question",
+        "list_": "show the ready-made questions and the views",
+        "given": "a value that a ready-made question needs, name=value; may be repeated",
+        "csv": "print CSV",
+        "json": "print JSON",
+    },
+)
+def query(
+    _: Invocation, sql: str, list_: bool = False, given: Any = None, csv: bool = False, json: bool = False
+) -> None:
+    """Ask the store: SQL that reads, or a ready-made question."""
+    with reported():
+        from launchpad.query import asking
+
+        if list_:
+            asking.show_questions()
+        else:
+            asking.show(ROOT, sql, given or [], csv, json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import Engine, delete, func, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from launchpad import console, runfolder
@@ -140,6 +142,21 @@ class Store:
         told = connection.told(doing, self._engine.url, self._where)
         with told, Session(self._engine) as session, session.begin():
             yield session
+
+
+def make_current(declaration: Declaration) -> None:
+    """Make the store, or bring it up to date, if it needs that; a reader then waits for no writer."""
+    engine = connection.reader(connection.locate(declaration))
+    try:
+        with engine.connect() as opened:
+            current = opened.exec_driver_sql("select version_num from alembic_version").scalar() == migrate.HEAD
+    except (SQLAlchemyError, sqlite3.Error):
+        current = False
+    finally:
+        engine.dispose()
+    if not current:
+        with Store.open(declaration):
+            pass
 
 
 def attempt(declaration: Declaration, action: Callable[[Store], None]) -> bool:
