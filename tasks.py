@@ -333,3 +333,26 @@ def query(
             asking.show_questions()
         else:
             asking.show(ROOT, sql, given or [], csv, json)
+
+
+@task(
+    help={
+        "background": "go on in the background",
+        "stop": "end the monitor in the background",
+        "interval": "seconds between looks; monitor.interval_s of pipeline.yaml unless given",
+        "duration": "seconds until it ends by itself; until Ctrl-C unless given",
+    }
+)
+def monitor(
+    _: Invocation, background: bool = False, stop: bool = False, interval: float = 0.0, duration: float = 0.0
+) -> None:
+    """Watch the running server: rates, latency, batches, refusals, CPU, memory, GPU; into the store."""
+    with reported():
+        from launchpad.monitor import watch
+
+        if stop:
+            watch.stop(ROOT)
+        elif background:
+            watch.start(ROOT, interval, duration)
+        else:
+            watch.run(ROOT, interval, duration)

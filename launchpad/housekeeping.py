@@ -93,9 +93,11 @@ def write_schema(root: Path, check: bool) -> None:
 def clean(root: Path, store: bool) -> None:
     """End the server and delete the private folder; the run store only on request."""
     from launchpad.launch.stage import stop
+    from launchpad.monitor.watch import end as end_monitor
 
     layout = Layout(root)
     with exclusive(layout.lock):
+        end_monitor(layout)
         stop(layout)
         for path in layout.private.iterdir():
             if path != layout.lock and (store or not path.name.startswith("store.")):

@@ -109,6 +109,14 @@ class Layout:
         return self.private / "lock"
 
     @property
+    def monitor_lock(self) -> Path:
+        return self.private / "monitor.lock"
+
+    @property
+    def monitor_log(self) -> Path:
+        return self.private / "logs" / "monitor.log"
+
+    @property
     def autotune_lock(self) -> Path:
         return self.private / "autotune.lock"
 

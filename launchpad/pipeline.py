@@ -6,11 +6,11 @@ import errno
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from launchpad import console, declaration
+from launchpad import console, declaration, journal
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, LaunchpadError, Problem
 from launchpad.exclusive import exclusive
 from launchpad.stage import Context, Outcome, Stage, Stopwatch
@@ -102,15 +102,21 @@ def _run_in_order(names: Sequence[str], given: Context) -> list[tuple[str, Outco
         from launchpad.loadtest.stage import new_run
 
         given = replace(given, run=given.run or new_run())
-    for number, name in enumerate(names, 1):
-        current = stage(name)
-        if len(names) > 1:
-            console.heading(number, len(names), name, current.summary)
-        _refuse_drift(current, names, given)
-        clock = Stopwatch()
-        outcome = current.run(given)
-        outcomes.append((name, outcome, clock.seconds))
-        console.say(f"  {outcome.status}: {outcome.detail}", COLORS[outcome.status])
+    with journal.kept(given) as kept, ExitStack() as beside:
+        for number, name in enumerate(names, 1):
+            current = stage(name)
+            if len(names) > 1:
+                console.heading(number, len(names), name, current.summary)
+            _refuse_drift(current, names, given)
+            clock = Stopwatch()
+            with kept.stage(name) as done:
+                outcome = done(current.run(given))
+            outcomes.append((name, outcome, clock.seconds))
+            console.say(f"  {outcome.status}: {outcome.detail}", COLORS[outcome.status])
+            if name == "launch" and len(names) > 1:
+                from launchpad.monitor.watch import beside as monitored
+
+                beside.enter_context(monitored(given.layout.root))
     if len(names) > 1:
         _show_outcomes(outcomes, given)
     return outcomes

@@ -540,6 +540,20 @@ class Autotune(Strict):
     bounds: Bounds = Bounds()
 
 
+# --- monitoring -----------------------------------------------------------------------------------------------
+
+
+class Monitor(Strict):
+    """How `invoke monitor` looks at the server, and how long the store keeps what is in it."""
+
+    interval_s: Annotated[float, Field(ge=0.1)] = 2
+    """Time between looks at the metrics page."""
+    keep_samples_days: Positive | None = 30
+    """Age at which samples, decisions of autotune and the record of stages are deleted; null keeps them."""
+    keep_runs_days: Positive | None = None
+    """Age at which runs are deleted from the store; their folders stay. Null keeps them."""
+
+
 # --- past this machine ----------------------------------------------------------------------------------------
 
 
@@ -693,6 +707,7 @@ class Pipeline(Strict):
     objectives: Objectives = Objectives()
     autotune: Autotune | None = None
     """How `invoke autotune` works; without the section it does not."""
+    monitor: Monitor = Monitor()
     kubernetes: Kubernetes = Kubernetes()
     release: Release = Release()
     store: str = "sqlite:///.launchpad/store.db"

@@ -23,7 +23,7 @@ from launchpad.runfolder import SUMMARY, TOTALS
 from launchpad.server import Server
 from launchpad.spec import OpenLoop, Profile
 from launchpad.stage import Context, Outcome, Plan, Stage
-from launchpad.store import Store
+from launchpad.store import attempt
 
 
 class LoadTest(Stage):
@@ -171,8 +171,7 @@ def _summarise(context: Context, run: Run) -> dict[str, Any]:
     }
     files.write_json(run.folder / SUMMARY, document)
     _write_totals(run.folder / TOTALS, measured)
-    with Store.open(context.declaration) as store:
-        store.add_run(document)
+    attempt(context.declaration, lambda store: store.add_run(document, run.folder))
     return document
 
 

@@ -6,6 +6,7 @@ import csv
 import datetime
 import decimal
 import json
+import re
 import sqlite3
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,10 @@ Rows = list[tuple[Any, ...]]
 
 REFUSALS = ("not authorized", "authorization denied", "prohibited", "read-only", "readonly")
 """What databases say to a statement that a reading connection may not run."""
+
+
+MOMENT = re.compile(r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00)?$")
+"""A moment in UTC, as either database gives it; a table shows it to the second."""
 
 
 def show(root: Path, sql: str, given: Sequence[str], as_csv: bool, as_json: bool) -> None:
@@ -122,6 +127,8 @@ def _shown(value: Any) -> str:
     value = _plain(value)
     if value is None:
         return "–"
+    if isinstance(value, str) and MOMENT.match(value):
+        return value[:19].replace("T", " ")
     if isinstance(value, float):
         return f"{value:.6g}"
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)

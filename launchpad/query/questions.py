@@ -70,10 +70,10 @@ QUESTIONS = {
         "order by hour desc, model",
         chart=Chart("bar", "hour", "nominal", "worst_p99_ms", "model"),
     ),
-    "last-hour": Question(
+    "latest": Question(
         "what the monitor saw last: rate, latency, batches, queueing",
-        "select at, model, rate_rps, p50_ms, p99_ms, refused, batch_size, queueing_mean_ms, cpu, memory_mib, trouble "
-        "from samples order by at desc limit 1000",
+        "select at, case when model = '' then '(server)' else model end as model, rate_rps, p50_ms, p99_ms, refused, "
+        "batch_size, queueing_mean_ms, cpu, memory_mib, trouble from samples order by at desc, model limit 1000",
         chart=Chart("line", "at", "temporal", "p99_ms", "model"),
     ),
     "resources": Question(

@@ -1,0 +1,16 @@
+"""The monitor as a process of its own: `python -m launchpad.monitor CHECKOUT`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from launchpad.monitor.watch import in_background
+
+parser = argparse.ArgumentParser(prog="launchpad.monitor")
+parser.add_argument("root", type=Path)
+parser.add_argument("--interval", type=float, default=0.0)
+parser.add_argument("--duration", type=float, default=0.0)
+given = parser.parse_args()
+sys.exit(in_background(given.root, given.interval, given.duration))
