@@ -8,6 +8,7 @@ its weights and its queue's batching parameters; the thread pool's size and name
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class Publisher:
             self._replace(model, before, number, config, reloads)
         elif reloads:
             self._reload(config)
+        self._record(model)
         return Published(model, number, seconds)
 
     def withdraw(self, model: str, version: int) -> None:
@@ -132,6 +134,7 @@ class Publisher:
             raise EnvironmentFault(f"version {version} is all that {model} has: it cannot be withdrawn")
         files.remove(_hidden(folder))
         self._await(lambda: self._gone(model, version), f"the server does not let go of {model} version {version}")
+        self._record(model)
 
     def serve(self, model: str, versions: list[int] | None) -> None:
         """Serve exactly these versions of a model, or with None those of the declared policy again; wait for them.
@@ -193,9 +196,25 @@ class Publisher:
             parameters.unlink(missing_ok=True)  # a link: written through, it would change the source
         if isinstance(batching, BatchQueue):
             files.write_text(parameters, pbtxt.batching_parameters(batching))
+        weights = (files.read_json(place / ORIGIN) or {"weights of": int(source.name)})["weights of"]
         (place / ORIGIN).unlink(missing_ok=True)
-        origin = {"weights of": int(source.name), "published": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}
+        origin = {"weights of": weights, "published": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}
         files.write_json(place / ORIGIN, origin)
+
+    def _record(self, model: str) -> None:
+        """Keep in the server's record what a model's newest version was published with."""
+        recorded = Server.load(self._layout)
+        if recorded is None or recorded.instance != self.server.instance:
+            return
+        folder = self._layout.deployed(model) / str(self.versions(model)[-1])
+        adjusted = {name: how for name, how in recorded.adjusted.items() if name != model}
+        if (folder / ORIGIN).exists():
+            parameters = folder / MODEL_BATCHING
+            how = parameters.read_text(encoding="utf-8").split("\n") if parameters.exists() else ["no batching"]
+            weights = files.read_json(folder / ORIGIN)["weights of"]
+            adjusted[model] = f"weights of version {weights}; {', '.join(filter(None, how))}"
+        self.server = dataclasses.replace(recorded, adjusted=adjusted)
+        self.server.save(self._layout)
 
     def _replace(self, model: str, before: int, number: int, config: Any, reloads: bool) -> None:
         """Let the server go over from one version to the next: labels first, then the version that they named."""

@@ -60,6 +60,7 @@ def with_batch_threads(context: Context, threads: int) -> Server:
         raise EnvironmentFault(why, fix="declare serving.batching.num_batch_threads and run `invoke launch`")
     with _told(_file(layout), threads):
         new = _start(context, old)
+        new = replace(new, adjusted={**old.adjusted, "batch threads": str(threads)})
         new.save(layout)
     with suppress(ProcessLookupError):
         os.kill(old.pid, signal.SIGUSR2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from launchpad import files
@@ -22,6 +22,7 @@ class Server:
     created: start time of the process, seconds since the epoch; with the pid it names the process for good.
     container: id of the container that it runs in; empty where it runs in none.
     ready_s: seconds from start to every model AVAILABLE; None until then.
+    adjusted: {what: how} of everything that was changed since while it ran, such as a model's batching parameters.
     """
 
     instance: str
@@ -37,6 +38,12 @@ class Server:
     created: float = 0.0
     container: str = ""
     ready_s: float | None = None
+    adjusted: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def configuration(self) -> str:
+        """Hash of what it serves now: what it was launched with, and what was changed since."""
+        return files.digest([self.content, self.adjusted]) if self.adjusted else self.content
 
     @property
     def rest_url(self) -> str | None:

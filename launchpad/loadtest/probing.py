@@ -153,7 +153,7 @@ def _keep(
         "limited": found.limited,
         "seconds": round(seconds, 1),
         "traffic": [line.model_dump(mode="json") for line in traffic],
-        "configuration": server.content,
+        "configuration": server.configuration,
         "models": {name: files.digest(files.tree(context.layout.versions(name))) for name in server.models},
         "server": asdict(server),
         "server_peak_mib": round(used.peak_mib, 1) if used else None,

@@ -161,7 +161,7 @@ def _summarise(context: Context, run: Run) -> dict[str, Any]:
             **run.profile.model_dump(mode="json", exclude={"traffic"}),
         },
         "traffic": [line.model_dump(mode="json") for line in traffic],
-        "configuration": run.server.content,
+        "configuration": run.server.configuration,
         "server": asdict(run.server),
         "machine": machine.describe(),
         "generator": summary.generator_health(run.folder, run.processes, ending.cpu, ending.held),

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from launchpad import declaration, replacement
+from launchpad import backends, declaration, replacement
+from launchpad.backends import how_ended
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault
 from launchpad.pipeline import context
@@ -76,7 +77,9 @@ def test_new_parameters_take_over_with_the_same_weights_and_no_failed_request(pu
     assert publisher.versions(MODEL) == [published.version]
     original = served.layout.version(MODEL, 1)
     assert os.path.samefile(served.layout.deployed(MODEL) / str(published.version) / weights, original / weights)
-    assert not (original / "batching_params.pbtxt").exists()
+    recorded = Server.ready(served.layout)
+    assert "max_batch_size { value: 8 }" in recorded.adjusted[MODEL]
+    assert recorded.configuration != recorded.content
 
 
 def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(publisher, served, tmp_path):
@@ -153,11 +156,11 @@ def test_a_server_with_more_batch_threads_takes_over_with_no_failed_request(publ
         new = replacement.with_batch_threads(context(served.root), 3)
 
     assert set(answers) == {"right"}
-    assert new.is_running and not old.is_running and new.rest_port == old.rest_port
+    assert not how_ended(new) and how_ended(old) and new.rest_port == old.rest_port
     assert Server.ready(served.layout) == new
     assert replacement.batch_threads(served.layout) == 3
     assert states(Publisher(declaration.load(served.root))) == {pinned.version: "AVAILABLE"}
-    assert len(new.runs_on.find(served.layout)) == 1
+    assert len(backends.of(new).find(served.layout)) == 1
 
 
 def test_a_new_server_that_does_not_start_leaves_the_old_one_in_place(publisher, served):
@@ -167,7 +170,7 @@ def test_a_new_server_that_does_not_start_leaves_the_old_one_in_place(publisher,
 
     assert set(answers) == {"right"}
     assert replacement.batch_threads(served.layout) == before
-    assert Server.ready(served.layout).is_running
+    assert not how_ended(Server.ready(served.layout))
     assert served.invoke("logs", check=True).stdout
 
 

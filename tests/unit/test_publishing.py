@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from google.protobuf import text_format
 
-from launchpad import publishing
+from launchpad import files, publishing
 from launchpad.backends import Docker, Embedded
 from launchpad.errors import EnvironmentFault
 from launchpad.layout import Layout
@@ -90,10 +90,13 @@ def test_a_prepared_version_has_the_same_weights_and_parameters_of_its_own(tmp_p
         Publisher._prepare(tmp_path / "4", source, batching, "a reason")
         place = tmp_path / ".4.new"
         assert os.path.samefile(place / "saved_model.pb", source / "saved_model.pb")
+        assert files.read_json(place / "published.json")["weights of"] == 3
         parameters = place / "batching_params.pbtxt"
         assert (parameters.read_text().splitlines()[0] if parameters.exists() else None) == text
     assert (source / "batching_params.pbtxt").read_text() == "max_batch_size { value: 99 }\n"
     assert not (tmp_path / "4").exists()
+    Publisher._prepare(tmp_path / "5", tmp_path / ".4.new", "off", "")
+    assert files.read_json(tmp_path / ".5.new" / "published.json")["weights of"] == 3
 
 
 def config(text: str):

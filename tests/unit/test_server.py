@@ -60,6 +60,11 @@ def test_a_port_of_0_has_no_address(server):
     assert server.grpc_address is None
 
 
+def test_what_was_changed_while_it_ran_makes_it_another_configuration(server):
+    assert server.configuration == server.content
+    assert dataclasses.replace(server, adjusted={"tiny": "no batching"}).configuration != server.content
+
+
 def test_the_process_of_the_record_runs(server):
     assert not how_ended(server)
 

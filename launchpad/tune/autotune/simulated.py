@@ -18,13 +18,15 @@ SIMULATED = 12_000
 """Requests of a simulation."""
 HEADROOM = 1.2
 """Rates are simulated this much higher: they are means of a window, and what is best must bear its fluctuations."""
-RATE_STEP = 1.1
-"""Rates that differ by less than this factor are taken for one, so that the answer for it is computed once."""
+SURGE = 4.0
+"""Of parameters that are as good as the best at the present rate, those are taken that are best at so many times it."""
+STEP = 1.1
+"""Rates, and latencies under a surge, that differ by less than this factor are taken for one."""
 TIMEOUTS_MICROS = (0, 100, 200, 500, 1000, 2000, 5000, 10_000)
 POOL_GAIN = 0.25
 """Least share by which p99 must be expected to fall for another thread pool: it takes a second server for a while."""
 
-Key = tuple[str, tuple[tuple[str, int], ...], tuple[tuple[str, Setting], ...]]
+Key = tuple[str, tuple[tuple[str, float], ...], tuple[tuple[str, Setting], ...]]
 
 
 @dataclass
@@ -41,10 +43,10 @@ class Simulated:
     def __call__(self, name: str, situation: Situation) -> Wish:
         """Return what is best for a model, or for the server's thread pool, the others being as they are."""
         rates = {model: seen.rate_rps for model, seen in situation.seen.items() if model in self.costs}
-        steps = {model: round(math.log(rate, RATE_STEP)) for model, rate in rates.items() if rate > 0}
+        steps = {model: _step(rate) for model, rate in rates.items() if rate > 0}
         key = (name, tuple(sorted(steps.items())), tuple(sorted(situation.settings.items(), key=lambda item: item[0])))
         if key not in self._known:
-            whole = {model: RATE_STEP**step for model, step in steps.items()}
+            whole = {model: STEP**step for model, step in steps.items()}
             self._known[key] = self._wish(name, situation.settings, whole)
         return self._known[key]
 
@@ -54,7 +56,12 @@ class Simulated:
             return Wish(current, "its costs are not known, or nothing is asked of it")
         now_ms = self.expected_ms(name, settings, rates)
         found = {other: self.expected_ms(name, {**settings, name: other}, rates) for other in self._candidates(current)}
-        best = min(found, key=lambda other: found[other])
+        least_ms = min(found.values())
+        good = [other for other, value_ms in found.items() if value_ms <= least_ms * (1 + self.rules.declared.min_gain)]
+        surge = {model: SURGE * rate_rps for model, rate_rps in rates.items()}
+        best = min(
+            good, key=lambda other: (_step(self.expected_ms(name, {**settings, name: other}, surge)), found[other])
+        )
         gain = POOL_GAIN if name == SERVER else self.rules.declared.min_gain
         rate = f"{sum(rates.values()) if name == SERVER else rates[name]:.0f} requests/s"
         if found[best] > now_ms * (1 - gain) or math.isinf(found[best]):
@@ -95,6 +102,10 @@ def _latency_ms(latency_s: np.ndarray, arrivals: Arrivals, queue: int | None) ->
     mine = np.ones(len(latency_s), bool) if queue is None else arrivals.queues == queue
     mine[: len(mine) // 10] = False
     return latency_s[mine] * 1000
+
+
+def _step(value: float) -> float:
+    return value if math.isinf(value) else round(math.log(value, STEP))
 
 
 def _queue(setting: Setting) -> BatchQueue | None:
