@@ -127,13 +127,28 @@ def warmup(_: Invocation, dry_run: bool = False) -> None:
         "dry_run": COMMON["dry_run"],
         **LOAD,
         "workers": "Locust workers on other hosts to wait for, in place of processes here",
+        "kubernetes": "drive the servers of this kubectl context's cluster, from pods there",
     }
 )
 def loadtest(
-    _: Invocation, dry_run: bool = False, profile: str = "", duration: float = 0.0, processes: int = 1, workers: int = 0
+    _: Invocation,
+    dry_run: bool = False,
+    profile: str = "",
+    duration: float = 0.0,
+    processes: int = 1,
+    workers: int = 0,
+    kubernetes: str = "",
 ) -> None:
     """Drive the running server with Locust; check every answer, record every latency."""
-    run(["loadtest"], dry_run, duration, profile=profile or None, processes=workers or processes, remote=workers > 0)
+    if not kubernetes:
+        options = {"profile": profile or None, "processes": workers or processes, "remote": workers > 0}
+        run(["loadtest"], dry_run, duration, **options)
+        return
+    with reported():
+        from launchpad import pipeline
+        from launchpad.kubernetes.load import load
+
+        load(pipeline.context(ROOT, profile=profile or None, duration_s=duration or None), kubernetes)
 
 
 @task(
@@ -235,6 +250,24 @@ def plan(
         from launchpad.kubernetes.plan import show
 
         show(pipeline.context(ROOT, force=force), rate, p99, ramp, ramp_from)
+
+
+@task(
+    name="deploy-k8s",
+    auto_shortflags=False,
+    help={
+        "context": "kubectl's name of the cluster",
+        "overlay": "which of k8s/overlays",
+        "yes": "apply without asking",
+    },
+)
+def deploy_k8s(_: Invocation, context: str, overlay: str = "cpu", yes: bool = False) -> None:
+    """Bring the manifests into a cluster: difference, question, rollout, smoke test; back again on failure."""
+    with reported():
+        from launchpad import pipeline
+        from launchpad.kubernetes.deploy import deploy
+
+        deploy(pipeline.context(ROOT), context, overlay, yes)
 
 
 @task

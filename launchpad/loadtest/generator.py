@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,16 @@ def drive(
     ending: Ending,
     observe: Observe,
     remote: bool = False,
+    command: Sequence[str] = (),
 ) -> None:
     """Put a profile's load on the declared server; note in `ending` how that went. Locust does not outlive the call.
 
     remote: the processes are workers that people start on other hosts; they are waited for.
+    command: what prints the parts of a Locust that runs elsewhere, in place of one that is started here.
     """
     writer = RunWriter(folder)
     with (folder / LOG).open("wb") as log:
-        generator = _start(layout, profile, processes, remote, log)
+        generator = _child(layout, profile, processes, command or _locust(layout, profile, processes, remote), log)
         try:
             _follow(generator, how_ended, profile, writer, ending, observe)
             generator.wait(timeout=GRACE_S)
@@ -94,7 +96,7 @@ def drive(
         ending.fail(f"Locust ended with exit code {generator.returncode}; see {LOG}")
 
 
-def _start(layout: Layout, profile: Profile, processes: int, remote: bool, log: Any) -> subprocess.Popen[str]:
+def _locust(layout: Layout, profile: Profile, processes: int, remote: bool) -> list[str]:
     closed = isinstance(profile, ClosedLoop)
     users = profile.users if isinstance(profile, ClosedLoop) else processes
     rate = profile.spawn_rate if isinstance(profile, ClosedLoop) else processes
@@ -104,8 +106,12 @@ def _start(layout: Layout, profile: Profile, processes: int, remote: bool, log: 
         command += ["--master", "--master-bind-host=0.0.0.0", f"--expect-workers={processes}"]
     elif processes > 1:
         command += [f"--processes={processes}"]
+    return [*command, "--stop-timeout=0", "--loglevel=WARNING", "--only-summary"]
+
+
+def _child(layout: Layout, profile: Profile, processes: int, command: Sequence[str], log: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command, "--stop-timeout=0", "--loglevel=WARNING", "--only-summary"],
+        command,
         cwd=layout.root,
         env={**children.environment(), LOAD: profile.model_dump_json(), PROCESSES: str(processes)},
         stdin=subprocess.DEVNULL,

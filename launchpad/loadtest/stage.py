@@ -8,6 +8,7 @@ import secrets
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,36 +32,55 @@ class LoadTest(Stage):
     summary = "drive the server with real requests, check every answer, record every latency"
 
     def plan(self, context: Context) -> list[Plan]:
-        name, profile = _profile(context)
+        name, profile = profile_of(context)
         return [Plan(f"profile {name}: {profile.title}, {profile.duration_s:g} s", "a live stage always runs")]
 
     def run(self, context: Context) -> Outcome:
         server = Server.ready(context.layout)
         refuse_absent(server)
-        name, profile = _profile(context)
-        _refuse_bad_trace(context, profile)
-        run_id = context.run or new_run()
-        run = Run(
-            id=run_id,
-            server=server,
-            profile_name=name,
-            profile=profile,
-            processes=context.processes,
-            folder=context.layout.results(run_id),
-            started=datetime.datetime.now(datetime.UTC),
-            ending=generator.Ending(),
-        )
-        run.folder.mkdir(parents=True)
-        _keep_configuration(context.layout, run.folder)
-        try:
-            with console.progress(f"loadtest: profile {name}, {profile.title}") as advance:
-                _drive(context, run, advance)
-        except KeyboardInterrupt:
-            run.ending.status, run.ending.why = "interrupted", "interrupted by the user"
-            raise
-        finally:
-            document = _summarise(context, run)
-        return _outcome(document, run.folder)
+        return measure(context, Target(server, machine.describe(), lambda: how_ended(server)))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a load test drives.
+
+    machine: what the server runs on. how_ended: says how the server has ended, empty while it runs.
+    command: what prints what Locust measures elsewhere; empty where Locust is started here.
+    """
+
+    server: Server
+    machine: dict[str, Any]
+    how_ended: generator.HowEnded
+    command: Sequence[str] = ()
+
+
+def measure(context: Context, target: Target) -> Outcome:
+    """Run the chosen profile against a target; leave a run folder and an entry in the store."""
+    name, profile = profile_of(context)
+    _refuse_bad_trace(context, profile)
+    run_id = context.run or new_run()
+    run = Run(
+        id=run_id,
+        target=target,
+        profile_name=name,
+        profile=profile,
+        processes=context.processes,
+        folder=context.layout.results(run_id),
+        started=datetime.datetime.now(datetime.UTC),
+        ending=generator.Ending(),
+    )
+    run.folder.mkdir(parents=True)
+    _keep_configuration(context.layout, run.folder)
+    try:
+        with console.progress(f"loadtest: profile {name}, {profile.title}") as advance:
+            _drive(context, run, advance)
+    except KeyboardInterrupt:
+        run.ending.status, run.ending.why = "interrupted", "interrupted by the user"
+        raise
+    finally:
+        document = _summarise(context, run)
+    return _outcome(document, run.folder)
 
 
 def _drive(context: Context, run: Run, advance: console.Advance) -> None:
@@ -73,19 +93,20 @@ def _drive(context: Context, run: Run, advance: console.Advance) -> None:
         console.say(f"    {_worker_command(run)}")
     generator.drive(
         context.layout,
-        lambda: how_ended(run.server),
+        run.target.how_ended,
         run.profile,
         run.processes,
         run.folder,
         run.ending,
         observe,
         context.remote,
+        run.target.command,
     )
 
 
 def _worker_command(run: Run) -> str:
     settings = f"LAUNCHPAD_PROFILE={run.profile_name} {generator.PROCESSES}={run.processes}"
-    host = f"--host http://SERVER:{run.server.rest_port}"
+    host = f"--host http://SERVER:{run.target.server.rest_port}"
     return (
         f"{settings} locust -f loadtests/ {generator.USER_CLASS} --worker --master-host {socket.gethostname()} {host}"
     )
@@ -96,7 +117,8 @@ def new_run() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _profile(context: Context) -> tuple[str, Profile]:
+def profile_of(context: Context) -> tuple[str, Profile]:
+    """Return the chosen profile and its name, with the duration that was asked for."""
     loadtest = context.declaration.pipeline.loadtest
     name = context.profile or loadtest.profile
     profile = loadtest.profiles[name]
@@ -133,7 +155,7 @@ class Run:
     """What a run is made of: on what, with what, where it is kept, and how it ended."""
 
     id: str
-    server: Server
+    target: Target
     profile_name: str
     profile: Profile
     processes: int
@@ -161,11 +183,11 @@ def _summarise(context: Context, run: Run) -> dict[str, Any]:
             **run.profile.model_dump(mode="json", exclude={"traffic"}),
         },
         "traffic": [line.model_dump(mode="json") for line in traffic],
-        "configuration": run.server.configuration,
-        "server": asdict(run.server),
-        "machine": machine.describe(),
+        "configuration": run.target.server.configuration,
+        "server": asdict(run.target.server),
+        "machine": run.target.machine,
         "generator": summary.generator_health(run.folder, run.processes, ending.cpu, ending.held),
-        "warmup": _warmup(context.layout, run.server),
+        "warmup": _warmup(context.layout, run.target.server),
         "objectives": [gate.as_dict() for gate in gates],
         **measured,
     }

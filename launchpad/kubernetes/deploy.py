@@ -1,0 +1,175 @@
+"""`invoke deploy-k8s`: shows what it changes in a cluster, asks, applies, waits, tries it out, goes back on failure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from launchpad import console
+from launchpad.client import GrpcClient, RestClient, ServerError
+from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, LaunchpadError, Problem
+from launchpad.examples import Examples, Values, same_answer
+from launchpad.kubernetes import stage
+from launchpad.kubernetes.kubectl import Kubectl
+from launchpad.spec import has_no_gpu_code
+from launchpad.stage import Context
+
+ROLLOUT_SPARE_S = 60
+ASKED = 5
+"""Examples that each signature is asked in the smoke test."""
+
+
+def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callable[[str], str] = input) -> None:
+    """Bring an overlay into the cluster of a kubectl context.
+
+    Raises DeclarationError for an overlay or a context that there is not and for images without a digest,
+    EnvironmentFault where kubectl or the cluster refuses, GateFailed where manifests have drifted, or the rollout or
+    the smoke test fails: the Deployments are then back at what they were before.
+    """
+    folder = _overlay(context, overlay)
+    stage.check(context)
+    kubectl = Kubectl(cluster, context.declaration.pipeline.kubernetes.namespace)
+    objects = kubectl.build(folder)
+    _refuse_images(context, overlay, objects)
+    deployments = [one["metadata"]["name"] for one in objects if one["kind"] == "Deployment"]
+    kubectl.run("apply", f"--kustomize={folder}", "--dry-run=server")  # rights, kinds and namespace, before any change
+    difference = kubectl.differs(folder)
+    if difference:
+        console.say(difference.rstrip())
+        _ask(f"apply this to {cluster}, namespace {kubectl.namespace}?", yes, ask)
+        before = {
+            name: kubectl.run("get", f"deployment/{name}", "--ignore-not-found", "--output=name")
+            for name in deployments
+        }
+        kubectl.run("apply", f"--kustomize={folder}")
+    else:
+        console.say("the cluster is as declared")
+        before = {}
+    try:
+        for deployment in _of_kind(objects, "Deployment"):
+            _await(kubectl, deployment)
+        asked = smoke(context, kubectl)
+    except LaunchpadError as error:
+        raise GateFailed([*error.problems, *_go_back(kubectl, before)]) from None
+    console.say(f"done: {', '.join(deployments)} rolled out; {asked} requests answered as the exporter says", "green")
+
+
+def _overlay(context: Context, overlay: str) -> Any:
+    folder = context.layout.kubernetes / "overlays"
+    known = sorted(path.parent.name for path in folder.glob("*/kustomization.yaml"))
+    if overlay not in known:
+        fix = f"rendered: {', '.join(known)}" if known else "run `invoke manifests`"
+        raise DeclarationError(f"there is no overlay {overlay!r}", "--overlay", fix)
+    if overlay == "loadtest":
+        raise DeclarationError("loadtest is no deployment", "--overlay", "run `invoke loadtest --kubernetes CONTEXT`")
+    return folder / overlay
+
+
+def _refuse_images(context: Context, overlay: str, objects: list[dict[str, Any]]) -> None:
+    """Raise DeclarationError for images without a digest, and for one without GPU code on GPU nodes."""
+    declared = context.declaration
+    for one in _of_kind(objects, "Deployment"):
+        for container in one["spec"]["template"]["spec"]["containers"]:
+            if "@sha256:" not in container["image"]:
+                raise DeclarationError(
+                    f"{container['image']} is not named by digest, so nobody could say what runs",
+                    declared.where("kubernetes"),
+                    "run `invoke build --push REGISTRY`, declare kubernetes.registry, run `invoke manifests`",
+                )
+    kubernetes = declared.pipeline.kubernetes
+    if overlay == "gpu" and not kubernetes.gpu.image and has_no_gpu_code(declared.pipeline.serving.image):
+        raise DeclarationError(
+            f"the image is built on {declared.pipeline.serving.image}, which has no code for GPUs",
+            declared.where("kubernetes", "gpu"),
+            "declare kubernetes.gpu.image",
+        )
+
+
+def _of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [one for one in objects if one["kind"] == kind]
+
+
+def _ask(question: str, yes: bool, ask: Callable[[str], str]) -> None:
+    if yes:
+        return
+    if ask is input and not sys.stdin.isatty():
+        raise DeclarationError("nobody is there to ask", fix="look at the difference above, then run with --yes")
+    if ask(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise DeclarationError("not applied, as you say")
+
+
+def _await(kubectl: Kubectl, deployment: dict[str, Any]) -> None:
+    """Wait until a Deployment has rolled out. Raises GateFailed, with its pods' last events, where it does not."""
+    name, timeout_s = deployment["metadata"]["name"], deployment["spec"]["progressDeadlineSeconds"] + ROLLOUT_SPARE_S
+    try:
+        kubectl.run("rollout", "status", f"deployment/{name}", f"--timeout={timeout_s}s", timeout_s=timeout_s + 30)
+    except EnvironmentFault as fault:
+        events = _events(kubectl)
+        raise GateFailed(f"deployment/{name} did not roll out: {fault.problems[0].what}", fix=events) from None
+
+
+def _events(kubectl: Kubectl) -> str:
+    try:
+        said = kubectl.run("get", "events", "--field-selector=type=Warning", "--sort-by=.lastTimestamp").splitlines()
+    except EnvironmentFault:
+        return ""
+    return "\n    ".join(["the last warnings:", *said[-5:]]) if said else ""
+
+
+def smoke(context: Context, kubectl: Kubectl) -> int:
+    """Ask every signature through a port-forward; return how many requests were answered as the exporter says.
+
+    Raises GateFailed for those that were not.
+    """
+    pipeline = context.declaration.pipeline
+    ports = pipeline.serving.ports
+    what, port = (
+        (f"service/{pipeline.name}", ports.rest) if ports.rest else (f"service/{pipeline.name}-grpc", ports.grpc)
+    )
+    problems, asked = [], 0
+    with kubectl.forwarded(what, port) as local:
+        client = RestClient(f"http://127.0.0.1:{local}") if ports.rest else GrpcClient(f"127.0.0.1:{local}")
+        for name, model in pipeline.models.items():
+            examples = Examples.load(context.layout.evidence(name, model.version) / "examples.npz")
+            for signature in examples.inputs:
+                for index in range(min(ASKED, len(examples))):
+                    fault = _wrong(client, name, signature, examples, index)
+                    asked += 1
+                    if fault:
+                        problems.append(Problem(f"{name} {signature}: {fault}", what))
+                        break
+    if problems:
+        raise GateFailed(problems)
+    return asked
+
+
+def _wrong(client: RestClient | GrpcClient, model: str, signature: str, examples: Examples, index: int) -> str:
+    """Return what is wrong with the answer to an example; empty where nothing is."""
+    row = slice(index, index + 1)
+    inputs: dict[str, Values] = {name: values[row] for name, values in examples.inputs[signature].items()}
+    expected = {name: values[row] for name, values in examples.outputs[signature].items()}
+    try:
+        answer = client.predict(model, signature, inputs)
+    except ServerError as error:
+        return error.kind
+    if set(answer) == {""}:  # REST gives a single output bare
+        answer = dict(zip(expected, answer.values(), strict=False))
+    right = answer.keys() == expected.keys() and all(same_answer(expected[key], answer[key]) for key in expected)
+    return "" if right else "the answer is not the exporter's"
+
+
+def _go_back(kubectl: Kubectl, before: dict[str, str]) -> list[Problem]:
+    """Bring the Deployments back to what they were; return what is to be said of it."""
+    said = []
+    for name, there in before.items():
+        if not there.strip():
+            what = f"deployment/{name} is new: there is nothing to go back to, it is left for you to look at"
+            said.append(Problem(what, fix=f"kubectl delete deployment/{name} takes it away"))
+            continue
+        try:
+            kubectl.run("rollout", "undo", f"deployment/{name}")
+            said.append(Problem(f"deployment/{name} was rolled back to its revision before"))
+        except EnvironmentFault as fault:
+            said.append(Problem(f"deployment/{name} could not be rolled back: {fault.problems[0].what}"))
+    return said
