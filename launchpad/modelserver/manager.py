@@ -69,6 +69,7 @@ class Model:
     def __init__(self, settings: ModelSettings) -> None:
         self.settings = settings
         self.versions: dict[int, Version] = {}
+        self.called_for: set[int] = set()
         self.removed = False
         self.complained = ""
 
@@ -229,11 +230,13 @@ class ModelManager:
     # --- the life of a version ---
 
     def _want(self, model: Model, numbers: set[int]) -> None:
+        """Have these versions and no others. One that is called for again while it unloads is loaded after that."""
+        model.called_for = numbers
         for number in sorted(numbers, reverse=True):
             version = model.versions.get(number)
             if version is None or (version.state is State.END and not version.wanted):
                 self._start(model, number)
-            elif not version.wanted:
+            elif version.state is not State.UNLOADING:
                 version.wanted = True
         for number, version in model.versions.items():
             if number not in numbers:
@@ -282,7 +285,7 @@ class ModelManager:
     def _retire(self, model: Model) -> None:
         """Unload the unwanted versions, unless one of them is all there is until a wanted one serves."""
         wanted = [version for version in model.versions.values() if version.wanted]
-        if wanted and not any(version.state is State.AVAILABLE for version in wanted):
+        if model.called_for and not any(version.state is State.AVAILABLE for version in wanted):
             return
         for version in model.versions.values():
             if not version.wanted and version.state is State.AVAILABLE:
@@ -300,6 +303,8 @@ class ModelManager:
         await asyncio.get_running_loop().run_in_executor(self._unloaders, _unload, servable)
         _log.info("model %s version %d unloaded", model.settings.name, version.number)
         self._set_state(model, version, State.END)
+        if version.number in model.called_for:
+            self._start(model, version.number)
 
     def _set_state(self, model: Model, version: Version, state: State) -> None:
         version.state = state
