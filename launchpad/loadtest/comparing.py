@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from launchpad import console, files
+from launchpad.compare import CONFIDENCE, differences
 from launchpad.errors import DeclarationError
 from launchpad.layout import Layout
-from launchpad.loadtest.compare import CONFIDENCE, Difference, compare, read
 from launchpad.runfolder import SUMMARY
-from launchpad.spec import Traffic
 
 
 def show(root: Path, before: str, after: str) -> None:
@@ -44,23 +43,6 @@ def show(root: Path, before: str, after: str) -> None:
     console.table("", columns, cells, right=columns[2:6])
     if runs[before]["machine"] != runs[after]["machine"]:
         console.say("  the runs are from different machines", "yellow")
-
-
-def differences(layout: Layout, runs: dict[str, dict[str, Any]]) -> list[Difference]:
-    """Return the differences between two runs, given as {run: summary}, for each model that both asked."""
-    rows: list[Difference] = []
-    (first, before), (second, after) = runs.items()
-    for model in before["models"]:
-        sides = [
-            read(
-                layout.results(run),
-                [line.line for line in map(Traffic.model_validate, summary["traffic"]) if line.model == model],
-            )
-            for run, summary in ((first, before), (second, after))
-        ]
-        if sides[0] and sides[1]:
-            rows += compare(model, sides[0], sides[1])
-    return rows
 
 
 def _summary(layout: Layout, run: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.gates import Gate
 from launchpad.layout import Layout
-from launchpad.loadtest import generator, summary
+from launchpad.loadtest import generator, serverside, summary
 from launchpad.runfolder import SUMMARY, TOTALS
 from launchpad.server import Server
 from launchpad.spec import OpenLoop, Profile
@@ -72,19 +72,22 @@ def measure(context: Context, target: Target) -> Outcome:
     )
     run.folder.mkdir(parents=True)
     _keep_configuration(context.layout, run.folder)
+    watch = serverside.Watch(target.server)
     try:
         with console.progress(f"loadtest: profile {name}, {profile.title}") as advance:
-            _drive(context, run, advance)
+            _drive(context, run, watch, advance)
     except KeyboardInterrupt:
         run.ending.status, run.ending.why = "interrupted", "interrupted by the user"
         raise
     finally:
+        watch.keep(run.folder)
         document = _summarise(context, run)
     return _outcome(document, run.folder)
 
 
-def _drive(context: Context, run: Run, advance: console.Advance) -> None:
+def _drive(context: Context, run: Run, watch: serverside.Watch, advance: console.Advance) -> None:
     def observe(part: dict[str, Any]) -> bool:
+        watch.see(part["second"])
         advance(min(run.ending.measured_s, run.profile.duration_s), run.profile.duration_s)
         return True
 

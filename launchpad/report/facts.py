@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launchpad import files, runfolder
+from launchpad import files, notes, runfolder
+from launchpad.compare import Difference, differences, unlike
 from launchpad.gates import Gate
 from launchpad.layout import Layout
 from launchpad.spec import Traffic
@@ -25,10 +27,45 @@ class Second:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A change of configuration in the middle of the run; second: of the run."""
+
+    second: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The run beside an earlier one. `caution`: how the two differ beside what is compared; empty when they do not.
+
+    why: why there is nothing to compare with; empty when there is.
+    """
+
+    title: str
+    run: str
+    rows: list[Difference] = field(default_factory=list)
+    throughput: str = ""
+    caution: str = ""
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """What has changed, in a sentence."""
+        if self.why:
+            return self.why
+        moved = [row for row in self.rows if row.verdict != "noise"]
+        if not moved:
+            return f"Against {self.run} no percentile moved by more than noise."
+        said = [f"p{row.percentile:g} of {row.scope} is {row.verdict}" for row in moved]
+        return f"Against {self.run}: {', '.join(said)}; the rest is noise."
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that the templates use.
 
     percentiles: [(percentile, latency in ms)] for each model, from the merged histograms.
+    server: what the server said of itself, as `server.json` has it; empty where it said nothing.
     """
 
     summary: dict[str, Any]
@@ -38,6 +75,9 @@ class Facts:
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     configuration: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    server: dict[str, Any] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
     def lines_of(self, model: str) -> list[str]:
         """Return the lines of traffic that ask a model."""
@@ -54,18 +94,30 @@ class Facts:
         )
 
     @property
-    def generator(self) -> str:
-        """Say what the load generator itself took part in the figures."""
+    def health(self) -> list[tuple[str, str, str]]:
+        """Return what the load generator itself took part in the figures: (what, value, what that means)."""
         health = self.summary["generator"]
-        said = [f"{health['processes']} process{'es' if health['processes'] > 1 else ''}"]
+        rows = [("processes", f"{health['processes']}", "that sent requests")]
         if health["cpu"] is not None:
-            said.append(f"at most {health['cpu']:.0%} of a core")
+            rows.append(("processor", f"{health['cpu']:.0%} of a core", "the busiest process in its busiest second"))
         if health["send_lag_p99_ms"] is not None:
-            said.append(f"requests sent {health['send_lag_p99_ms']:.2f} ms late at p99")
-        if health["held"]:
-            said.append(f"{health['held']:,} requests waited for a free connection")
-        said.append(f"limited the run: {health['why']}" if health["limited"] else "did not limit the run")
-        return ", ".join(said) + "."
+            lag = f"{health['send_lag_p99_ms']:.2f} ms"
+            rows.append(("send lag, p99", lag, "from when a request was due to when it was sent; counts as latency"))
+        rows.append(("held requests", f"{health['held']:,}", "waited for a free connection of the generator"))
+        limited = f"yes: {health['why']}" if health["limited"] else "no"
+        rows.append(("limited the run", limited, "whether the figures are of the generator as much as of the server"))
+        return rows
+
+    @property
+    def spent(self) -> list[tuple[str, float]]:
+        """Return where the mean time of a request went: [(part, ms)]. Empty where the server did not say."""
+        mean, runtime = self.server.get("latency_mean_ms"), self.server.get("runtime_mean_ms")
+        if not (mean and runtime and self.server.get("answered")):
+            return []
+        queued = (self.server.get("queueing_mean_ms") or 0.0) * self.server["queued"] / self.server["answered"]
+        parts = [("queueing", queued), ("compute", runtime - queued), ("decoding and encoding", mean - runtime)]
+        outside = (self.summary["totals"].get("mean_ms") or 0.0) - mean
+        return [(name, max(value, 0.0)) for name, value in [*parts, ("network and client", outside)]]
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -84,18 +136,19 @@ class Facts:
 PERCENTILES = [*range(1, 100), 99.5, 99.9, 99.95, 99.99]
 
 
-def gather(layout: Layout, run: str, summary: dict[str, Any]) -> Facts:
-    """Read a run folder. A file that is missing or broken is named in `missing`."""
+def gather(layout: Layout, run: str, summary: dict[str, Any], baseline: str = "") -> Facts:
+    """Read a run folder. A file that is missing or broken is named in `missing`, and the rest is read.
+
+    baseline: a run to compare with, beside the one before.
+    """
     folder = layout.results(run)
     missing: list[str] = []
     models = models_of_lines(summary)
-    seconds: list[Second] = []
-    percentiles: dict[str, list[tuple[float, float]]] = {}
-    needed = [folder / runfolder.HISTORY, folder / runfolder.HISTOGRAMS]
-    missing += [layout.relative(path) for path in needed if not path.exists()]
-    if not missing:
-        seconds = _seconds(folder, models)
-        percentiles = _percentiles(folder, models)
+    seconds, percentiles = _measured(layout, folder, models, missing)
+    server = files.read_json(folder / runfolder.SERVER)
+    if not isinstance(server, dict):
+        missing.append(layout.relative(folder / runfolder.SERVER))
+        server = {}
     manifests = {}
     for name in dict.fromkeys(models.values()):
         path = _manifest(layout, name)
@@ -109,7 +162,18 @@ def gather(layout: Layout, run: str, summary: dict[str, Any]) -> Facts:
     if not configuration:
         missing.append(layout.relative(config))
     gates = [Gate(**{key: value for key, value in row.items() if key != "passed"}) for row in summary["objectives"]]
-    return Facts(summary, gates, seconds, percentiles, manifests, configuration, missing)
+    return Facts(
+        summary=summary,
+        gates=gates,
+        seconds=seconds,
+        percentiles=percentiles,
+        manifests=manifests,
+        configuration=configuration,
+        missing=missing,
+        server=server,
+        changes=_changes(layout, summary, server),
+        comparisons=_comparisons(layout, summary, baseline),
+    )
 
 
 def models_of_lines(summary: dict[str, Any]) -> dict[str, str]:
@@ -122,29 +186,92 @@ def _manifest(layout: Layout, name: str) -> Path:
     return (versions[-1] if versions else layout.evidence(name, 1)) / "manifest.json"
 
 
-def _seconds(folder: Path, models: dict[str, str]) -> list[Second]:
-    histograms: dict[int, Any] = {}
-    for _, second, histogram in runfolder.read_histograms(folder):
-        histograms.setdefault(int(second), runfolder.histogram()).add(histogram)
+def _measured(
+    layout: Layout, folder: Path, models: dict[str, str], missing: list[str]
+) -> tuple[list[Second], dict[str, list[tuple[float, float]]]]:
+    """Return what the history and the histograms say; a file that cannot be read is named and left out."""
+    merged: dict[str, Any] = {}
+    by_second: dict[int, Any] = {}
     rows: dict[int, list[dict[str, Any]]] = {}
-    for row in runfolder.read_history(folder):
-        rows.setdefault(row["second"], []).append(row)
+    try:
+        for line, second, histogram in runfolder.read_histograms(folder):
+            by_second.setdefault(int(second), runfolder.histogram()).add(histogram)
+            merged.setdefault(models[line], runfolder.histogram()).add(histogram)
+    except (OSError, ValueError, KeyError):
+        missing.append(layout.relative(folder / runfolder.HISTOGRAMS))
+    try:
+        for row in runfolder.read_history(folder):
+            rows.setdefault(row["second"], []).append(row)
+    except (OSError, ValueError, KeyError):
+        missing.append(layout.relative(folder / runfolder.HISTORY))
+    seconds = [_second(second, rows[second], by_second.get(second), models) for second in sorted(rows)]
+    return seconds, {name: _curve(histogram) for name, histogram in merged.items()}
+
+
+def _second(second: int, rows: list[dict[str, Any]], whole: Any, models: dict[str, str]) -> Second:
+    by_model = dict.fromkeys(models.values(), 0)
+    for row in rows:
+        by_model[models[row["line"]]] += row["requests"] - row["failures"]
+    p50, p95, p99 = (whole.get_value_at_percentile(p) / 1000 if whole else None for p in (50, 95, 99))
+    return Second(second, by_model, sum(row["failures"] for row in rows), p50, p95, p99)
+
+
+def _curve(histogram: Any) -> list[tuple[float, float]]:
+    """Return the percentiles that so many requests can tell: at least one lies above each."""
+    known = [p for p in PERCENTILES if histogram.get_total_count() * (100 - p) >= 100]
+    return [(p, histogram.get_value_at_percentile(p) / 1000) for p in known]
+
+
+def _changes(layout: Layout, summary: dict[str, Any], server: dict[str, Any]) -> list[Change]:
+    """Return the changes of configuration that were noted while the run went on."""
+    began = datetime.datetime.fromisoformat(server.get("began") or summary["started"])
     found = []
-    for second, lines in sorted(rows.items()):
-        by_model = dict.fromkeys(models.values(), 0)
-        for row in lines:
-            by_model[models[row["line"]]] += row["requests"] - row["failures"]
-        whole = histograms.get(second)
-        p50, p95, p99 = (whole.get_value_at_percentile(p) / 1000 if whole else None for p in (50, 95, 99))
-        found.append(Second(second, by_model, sum(row["failures"] for row in lines), p50, p95, p99))
+    for note in notes.read_all(layout):
+        second = (note.at - began).total_seconds()
+        if note.what and 0 <= second <= summary["measured_s"]:
+            found.append(Change(second, note.title))
     return found
 
 
-def _percentiles(folder: Path, models: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
-    merged: dict[str, Any] = {}
-    for line, _, histogram in runfolder.read_histograms(folder):
-        merged.setdefault(models[line], runfolder.histogram()).add(histogram)
-    return {
-        name: [(p, histogram.get_value_at_percentile(p) / 1000) for p in PERCENTILES]
-        for name, histogram in merged.items()
-    }
+def _comparisons(layout: Layout, summary: dict[str, Any], baseline: str) -> list[Comparison]:
+    """Return the run beside the one before it, and beside the baseline where one is named."""
+    earlier = _previous(layout, summary)
+    none = f"No earlier run of profile {summary['profile']['name']} is here."
+    found = [
+        _comparison(layout, "the run before", earlier, summary)
+        if earlier
+        else Comparison("the run before", "", why=none)
+    ]
+    if baseline and baseline != summary["run"]:
+        found.append(_comparison(layout, "the baseline", baseline, summary))
+    return found
+
+
+def _previous(layout: Layout, summary: dict[str, Any]) -> str:
+    """Return the newest earlier run under the same load; empty if there is none."""
+    folders = sorted(layout.results("x").parent.glob(f"*/{runfolder.SUMMARY}"), reverse=True)
+    for path in folders:
+        if path.parent.name < summary["run"]:
+            other = files.read_json(path)
+            if (
+                isinstance(other, dict)
+                and other.get("profile")
+                and unlike(other, summary, ("profile", "traffic")) == ""
+            ):
+                return path.parent.name
+    return ""
+
+
+def _comparison(layout: Layout, title: str, run: str, summary: dict[str, Any]) -> Comparison:
+    other = files.read_json(layout.results(run) / runfolder.SUMMARY)
+    if other is None:
+        return Comparison(title, run, why=f"Run {run} is not here: nothing to compare with.")
+    try:
+        rows = differences(layout, {run: other, summary["run"]: summary})
+        caution = unlike(other, summary, ("profile", "traffic", "machine", "backend"))
+        was, now = other["totals"]["throughput_rps"], summary["totals"]["throughput_rps"]
+    except (OSError, ValueError, KeyError) as error:
+        return Comparison(title, run, why=f"Run {run} cannot be compared with: {error}.")
+    if not rows:
+        return Comparison(title, run, why=f"Run {run} has no answers of the same model.")
+    return Comparison(title, run, rows, f"{was:,.0f} → {now:,.0f} requests/s", caution)

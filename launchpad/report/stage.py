@@ -24,7 +24,7 @@ class Report(Stage):
     def run(self, context: Context) -> Outcome:
         run = context.run or latest_run(context.layout)
         folder = context.layout.report(run)
-        write(context.layout, run, folder)
+        write(context.layout, run, folder, context.declaration.pipeline.loadtest.baseline or "")
         return Outcome("done", f"{context.layout.relative(folder)}/report.html", (folder / "report.html",))
 
 
@@ -36,8 +36,8 @@ def latest_run(layout: Layout) -> str:
     return runs[-1]
 
 
-def write(layout: Layout, run: str, folder: Path) -> None:
-    """Write the report of a run into `folder`, which is replaced whole.
+def write(layout: Layout, run: str, folder: Path, baseline: str = "") -> None:
+    """Write the report of a run into `folder`, which is replaced whole. `baseline`: a run to compare with, if any.
 
     Raises DeclarationError if there is no such run, or its summary is not whole or of another version.
     """
@@ -49,7 +49,7 @@ def write(layout: Layout, run: str, folder: Path) -> None:
     if summary is None:
         raise DeclarationError(f"there is no run {run!r} with a whole {SUMMARY}", layout.relative(layout.results(run)))
     try:
-        gathered = facts.gather(layout, run, summary)
+        gathered = facts.gather(layout, run, summary, baseline)
         drawn = charts.draw(gathered)
         texts = {name: _render(f"{name}.j2", facts=gathered, charts=drawn) for name in PAGES}
     except (KeyError, jinja2.UndefinedError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from launchpad.loadtest.compare import PERCENTILES, Seconds, compare, read
+from launchpad.compare import PERCENTILES, Seconds, compare, read
 from launchpad.loadtest.recorder import Recorder
 from launchpad.loadtest.writer import RunWriter
 

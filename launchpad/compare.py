@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from launchpad import runfolder
+from launchpad.layout import Layout
+from launchpad.spec import Traffic
 
 PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 SEED = 20261122
+LOAD = ("loop", "users", "think_time_ms", "rate_rps", "arrivals", "shape")
+"""Keys of a profile that make the load of a run."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +93,32 @@ def compare(scope: str, before: Seconds, after: Seconds) -> list[Difference]:
         Difference(scope, p, float(point[0][i]), float(point[1][i]), float(low[i]), float(high[i]))
         for i, p in enumerate(PERCENTILES)
     ]
+
+
+def differences(layout: Layout, runs: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return the differences between two runs, given as {run: summary}, for each model that both asked."""
+    rows: list[Difference] = []
+    (first, before), (second, after) = runs.items()
+    for model in before["models"]:
+        sides = [
+            read(
+                layout.results(run),
+                [line.line for line in map(Traffic.model_validate, summary["traffic"]) if line.model == model],
+            )
+            for run, summary in ((first, before), (second, after))
+        ]
+        if sides[0] and sides[1]:
+            rows += compare(model, sides[0], sides[1])
+    return rows
+
+
+def unlike(before: dict[str, Any], after: dict[str, Any], keys: Sequence[str]) -> str:
+    """Say in which of `keys` (profile, traffic, machine, backend) two summaries differ; empty when in none."""
+
+    def setting(summary: dict[str, Any]) -> dict[str, Any]:
+        profile = {key: summary["profile"].get(key) for key in LOAD}
+        backend = summary.get("server", {}).get("backend")
+        return {"profile": profile, "backend": backend, **{key: summary.get(key) for key in ("traffic", "machine")}}
+
+    was, now = setting(before), setting(after)
+    return ", ".join(key for key in keys if was[key] != now[key])
