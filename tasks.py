@@ -270,6 +270,27 @@ def deploy_k8s(_: Invocation, context: str, overlay: str = "cpu", yes: bool = Fa
         deploy(pipeline.context(ROOT), context, overlay, yes)
 
 
+@task(
+    positional=["version"],
+    auto_shortflags=False,
+    help={
+        "version": "of the release, such as 1.4.0; with --diff the later of two",
+        "diff": "an earlier release to compare with: `invoke release --diff 1.3.0 1.4.0`",
+        "force": "replace the checklist of a version that was released",
+        "dry_run": "list the gates and their waivers, evaluate nothing",
+    },
+)
+def release(_: Invocation, version: str, diff: str = "", force: bool = False, dry_run: bool = False) -> None:
+    """Evaluate every gate of the release checklist; write reports/releases/<version>/."""
+    with reported():
+        from launchpad.release import command
+
+        if diff:
+            command.show_difference(ROOT, diff, version)
+        else:
+            command.release(ROOT, version, force, dry_run)
+
+
 @task
 def status(_: Invocation) -> None:
     """Show the server: models, versions, states, uptime, requests served."""

@@ -14,20 +14,15 @@ import yaml
 
 from launchpad import batching
 from launchpad.declaration import Declaration
+from launchpad.metrics import BATCH_SIZE, QUEUING_LATENCY, REFUSED, REQUEST_LATENCY, REQUESTS
 from launchpad.spec import BatchQueue, Pipeline
 
 HEADER = "# Rendered from pipeline.yaml by `invoke build`; change it there.\n"
 
-REQUESTS = ":tensorflow:serving:request_count"
-REQUEST_LATENCY = ":tensorflow:serving:request_latency"
-RUNTIME_LATENCY = ":tensorflow:serving:runtime_latency"
-QUEUING_LATENCY = ":tensorflow:serving:batching_session:queuing_latency"
-BATCH_SIZE = ":tensorflow:serving:batching_session:processed_batch_size"
 LOADS = ":tensorflow:cc:saved_model:load_attempt_count"
-"""Metrics of TensorFlow Serving; latencies in µs."""
+"""Versions that the server has tried to load."""
 
 NOT_THE_SERVERS_FAULT = "OK|INVALID_ARGUMENT"
-REFUSED = "UNAVAILABLE|RESOURCE_EXHAUSTED"
 
 SCRAPE_INTERVAL_S = 5
 BURN_WINDOWS = (("fast", "1h", "5m", 14.4, "2m", "page"), ("slow", "6h", "30m", 6.0, "15m", "ticket"))
@@ -75,10 +70,10 @@ def groups(declaration: Declaration, job: str = "") -> list[dict[str, Any]]:
 
 
 def _figures(chosen: str, models: str, batched: bool) -> list[dict[str, Any]]:
-    by_model = "sum by (job, model_name)"
+    by_model, refused = "sum by (job, model_name)", "|".join(sorted(REFUSED))
     figures = {
         "job_model:requests:rate5m": f"{by_model} (rate({REQUESTS}{{{models}}}[5m]))",
-        "job_model:refusals:rate5m": f'{by_model} (rate({REQUESTS}{{{models},status=~"{REFUSED}"}}[5m]))',
+        "job_model:refusals:rate5m": f'{by_model} (rate({REQUESTS}{{{models},status=~"{refused}"}}[5m]))',
     }
     for window in ("5m", "30m", "1h", "6h"):
         whole = f"{by_model} (rate({REQUESTS}{{{models}}}[{window}]))"

@@ -9,16 +9,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from launchpad import batching
-from launchpad.alerting import (
-    BATCH_SIZE,
-    LOADS,
-    NOT_THE_SERVERS_FAULT,
-    QUEUING_LATENCY,
-    REQUEST_LATENCY,
-    REQUESTS,
-    RUNTIME_LATENCY,
-)
+from launchpad.alerting import LOADS, NOT_THE_SERVERS_FAULT
 from launchpad.declaration import Declaration
+from launchpad.metrics import BATCH_SIZE, QUEUING_LATENCY, REQUEST_LATENCY, REQUESTS, RUNTIME_LATENCY
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders import bargauge, heatmap, stat, timeseries

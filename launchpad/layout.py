@@ -62,8 +62,12 @@ class Layout:
     def results(self, run: str) -> Path:
         return self.root / "loadtests" / "results" / run
 
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
     def report(self, run: str) -> Path:
-        return self.root / "reports" / run
+        return self.reports / run
 
     @property
     def notes(self) -> Path:

@@ -26,11 +26,10 @@ def describe() -> dict[str, str | int | float]:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process and its children used: processor time so far in s, resident memory now and at most in MiB."""
+    """What a process and its children used: processor time so far in seconds, and the most memory at once in MiB."""
 
     cpu_s: float
     peak_mib: float
-    memory_mib: float
 
 
 def usage(pid: int) -> Usage | None:
@@ -39,8 +38,7 @@ def usage(pid: int) -> Usage | None:
         root = psutil.Process(pid)
         family = [root, *root.children(recursive=True)]
         seconds = sum(times.user + times.system for times in (process.cpu_times() for process in family))
-        resident = sum(process.memory_info().rss for process in family)
-        return Usage(seconds, sum(_peak_kib(process.pid) for process in family) / 1024, resident / 2**20)
+        return Usage(seconds, sum(_peak_kib(process.pid) for process in family) / 1024)
     except (psutil.Error, OSError):
         return None
 

@@ -462,6 +462,8 @@ Profile = Annotated[
 class LoadTest(Strict):
     profile: str
     """The profile that runs unless another is named."""
+    baseline: str | None = None
+    """Id of a run that reports compare theirs with, beside the run before it."""
     profiles: Annotated[dict[str, Profile], Field(min_length=1)]
 
 
@@ -684,16 +686,54 @@ class Kubernetes(Strict):
     """Price of one replica for an hour, in any currency; `invoke plan` adds it up."""
 
 
+GateName = Literal[
+    "parity",
+    "accuracy",
+    "signatures",
+    "operations",
+    "lint",
+    "artifacts",
+    "image",
+    "dockerfile",
+    "digest",
+    "manifests",
+    "licences",
+    "vulnerabilities",
+    "cold-start",
+    "objectives",
+    "regression",
+    "capacity",
+    "soak",
+    "rollback",
+]
+"""The gates of a release, in the order of its checklist."""
+
+
 class Waiver(Strict):
-    gate: str
+    """A gate that a release may lack for a while. The checklist shows it."""
+
+    gate: GateName
     reason: Annotated[str, Field(min_length=1)]
     expires: datetime.date
     """Last day on which the waiver counts."""
 
 
+class Soak(Strict):
+    """A load that lasts, to see what grows."""
+
+    duration_s: Annotated[float, Field(ge=10)] = 300
+    memory_mib_per_hour: Annotated[float, Field(gt=0)] = 100
+    """Fastest growth of the server's memory, once it has settled."""
+
+
 class Release(Strict):
     profile: str | None = None
     """Load-test profile that the release is judged by; the default one unless given."""
+    capacity_rps: Annotated[float, Field(gt=0)] | None = None
+    """Least rate of random arrivals at which p99 must hold; objectives.throughput_rps unless given."""
+    regression: Annotated[float, Field(ge=0)] = 0.1
+    """How much slower than the previous release a model's percentiles may surely be, as a share."""
+    soak: Soak = Soak()
     waivers: tuple[Waiver, ...] = ()
 
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launchpad import files, machine, metrics
+from launchpad import files, metrics
 from launchpad.client import RestClient, ServerError
+from launchpad.resources import Resources
 from launchpad.runfolder import SERVER
 from launchpad.server import Server
 
@@ -22,6 +23,7 @@ class Watch:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._resources = Resources(server)
         self._began = ""
         self._use: list[tuple[int, float | None, float]] = []
         self._last: tuple[float, float] | None = None
@@ -33,8 +35,8 @@ class Watch:
         self._began = self._began or _moment(time.time() - 1)
         if self._use and self._use[-1][0] >= second:
             return
-        now, used = time.monotonic(), machine.usage(self._server.pid)
-        if used is None:
+        now, used = time.monotonic(), self._resources.read()
+        if used.cpu_s is None or used.memory_mib is None:
             return
         cores = None
         if self._last and now > self._last[0]:

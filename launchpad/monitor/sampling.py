@@ -16,7 +16,7 @@ from launchpad.client import RestClient, ServerError
 from launchpad.declaration import Declaration
 from launchpad.layout import Layout
 from launchpad.metrics import Interval, Snapshot
-from launchpad.monitor.resources import Reading, Resources
+from launchpad.resources import Reading, Resources
 from launchpad.server import Server
 
 TIMEOUT_S = 5.0

@@ -90,7 +90,7 @@ def test_a_key_that_is_like_no_other_gets_the_list_of_real_ones(declare):
         ("name: a\nmodels:\n  a b: {source: x}\n", 3, "models.a b"),
         ("name: a\nmodels:\n", 2, "models: should be a mapping, not None"),
         (
-            HEAD + "release:\n  waivers:\n    - {gate: g, reason: r, expires: 2026-13-45}\n",
+            HEAD + "release:\n  waivers:\n    - {gate: image, reason: r, expires: 2026-13-45}\n",
             6,
             "release.waivers[0].expires: should be a valid date, not '2026-13-45'",
         ),

@@ -14,10 +14,10 @@ import pytest
 
 from launchpad.layout import Layout
 from launchpad.modelserver.metrics import Metrics
-from launchpad.monitor.resources import Reading, of_stats
 from launchpad.monitor.sampling import Sampler
 from launchpad.monitor.screen import line
 from launchpad.monitor.watch import KEEP_S, Keeper, limits
+from launchpad.resources import Reading, of_stats
 from launchpad.server import Server
 from launchpad.spec import Monitor
 

@@ -1,0 +1,1 @@
+"""The release checklist: every gate evaluated, every line with its evidence."""
