@@ -114,6 +114,7 @@ class RestApi:
         self._cors = cors
         self._metrics_path = metrics_path
         self._waiting: deque[Callable[[], None]] = deque()
+        self._starting = False
         self._methods: dict[str, Callable[[Route, bytes, float | None, Answer], None]] = {
             "predict": self._predict,
             "classify": self._classify,
@@ -159,8 +160,7 @@ class RestApi:
             else:
                 self._succeed(route, started, result, respond)
             self._free += 1
-            if self._waiting:
-                self._waiting.popleft()()
+            self._start_waiting()
 
         try:
             if deadline is not None and deadline < monotonic():
@@ -171,6 +171,18 @@ class RestApi:
         except Exception:
             _log.exception("a %s request failed unexpectedly", route.method)
             answer(ServingError(Code.INTERNAL, "Internal error; see the server's log"))
+
+    def _start_waiting(self) -> None:
+        """Start what waits for a thread. One after the other, not one inside the other: a short run is over, and has
+        given its thread back, before its call returns."""
+        if self._starting:
+            return
+        self._starting = True
+        try:
+            while self._free and self._waiting:
+                self._waiting.popleft()()
+        finally:
+            self._starting = False
 
     def _succeed(self, route: Route, started: float, body: bytes, respond: Respond) -> None:
         latency = self._metrics.request_latency.cell(route.name, _api_label(route), "REST")
