@@ -158,6 +158,7 @@ def loadtest(
         "signature": "signature of the model; its first unless given",
         "protocol": "rest, rest_columns or grpc",
         "p99": "latency to hold in ms; the declared objective unless given",
+        "start": "rate in requests/s to begin with, where the capacity is roughly known",
         "profile": LOAD["profile"],
         "processes": LOAD["processes"],
     },
@@ -168,6 +169,7 @@ def capacity(
     signature: str = "",
     protocol: str = "rest",
     p99: float = 0.0,
+    start: float = 0.0,
     profile: str = "",
     processes: int = 1,
 ) -> None:
@@ -178,7 +180,41 @@ def capacity(
 
         given = pipeline.context(ROOT, profile=profile or None, processes=processes)
         with pipeline.locked(given):
-            show(given, model or None, signature or None, protocol, p99 or None)
+            show(given, model or None, signature or None, protocol, p99 or None, start or None)
+
+
+@task(help={"model": "profile this model alone; those that are tuned unless given"})
+def profile(_: Invocation, model: str = "") -> None:
+    """Measure what requests of a model cost: batches of each size, reading, answering, the load generator."""
+    with reported():
+        from launchpad import pipeline
+        from launchpad.tune.showing import show_profile
+
+        given = pipeline.context(ROOT)
+        with pipeline.locked(given):
+            show_profile(given, model or None)
+
+
+@task(
+    help={
+        "model": "tune this model alone; those that pipeline.yaml names under `tune`, or all, unless given",
+        "explain": "say what the simulator expects of a configuration, and why; measure nothing",
+        "parameters": "with --explain: batching as YAML, `off` or '{max_batch_size: 16, num_batch_threads: 2}'; the "
+        "declared one unless given",
+    }
+)
+def tune(_: Invocation, model: str = "", explain: bool = False, parameters: str = "") -> None:
+    """Find the batching parameters that reach the goal; measure the few that could be best; write serving/tuned.yaml."""
+    with reported():
+        from launchpad import pipeline
+        from launchpad.tune import showing
+
+        given = pipeline.context(ROOT)
+        if explain:
+            showing.show_explanation(given, model or None, parameters)
+            return
+        with pipeline.locked(given):
+            showing.show_tuning(given, model or None)
 
 
 @task(

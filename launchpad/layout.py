@@ -46,6 +46,10 @@ class Layout:
     def tuned(self) -> Path:
         return self.serving / "tuned.yaml"
 
+    def service_profile(self, model: str) -> Path:
+        """What a model's requests cost on the machine that it was tuned on."""
+        return self.serving / "profiles" / f"{model}.json"
+
     @property
     def dockerfile(self) -> Path:
         return self.serving / "Dockerfile"

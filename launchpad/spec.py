@@ -476,6 +476,36 @@ class Objectives(Strict):
     """Least successful requests a second, over all models."""
 
 
+# --- tune -----------------------------------------------------------------------------------------------------
+
+
+class Tune(Strict):
+    """What `invoke tune` looks for. Each model is tuned by itself, with the line of the default profile's traffic that
+    asks it most."""
+
+    goal: Literal["rate", "latency", "resource"] = "rate"
+    """rate: the highest rate at which p99 and the error rate hold. latency: the lowest p99 at rate_rps. resource: the
+    least processor time at rate_rps with p99 and the error rate held."""
+    rate_rps: Annotated[float, Field(gt=0)] | None = None
+    """latency, resource: the rate to serve."""
+    p99_ms: Annotated[float, Field(gt=0)] | None = None
+    """Latency to hold, as the load generator sees it; objectives.p99_ms unless given."""
+    models: tuple[str, ...] = ()
+    """Models to tune; all unless given."""
+    request_threads: tuple[Positive, ...] = ()
+    """Numbers of rest_api_num_threads and grpc_max_threads to consider; the declared flags alone unless given."""
+    candidates: Positive = 3
+    """Configurations that are measured beside off, the widespread one and the declared one."""
+    time_limit_s: Annotated[float, Field(ge=60)] = 600
+    """When it is over, no further measurement begins."""
+
+    @model_validator(mode="after")
+    def _has_its_rate(self) -> Tune:
+        if self.goal != "rate" and self.rate_rps is None:
+            raise ValueError(f"goal {self.goal} needs rate_rps, the rate to serve")
+        return self
+
+
 # --- autotune -------------------------------------------------------------------------------------------------
 
 
@@ -745,6 +775,7 @@ class Pipeline(Strict):
     serving: Serving = Serving()
     loadtest: LoadTest = LoadTest(profile="steady", profiles={"steady": ClosedLoop(users=16, duration_s=30)})
     objectives: Objectives = Objectives()
+    tune: Tune = Tune()
     autotune: Autotune | None = None
     """How `invoke autotune` works; without the section it does not."""
     monitor: Monitor = Monitor()
@@ -775,6 +806,7 @@ class Pipeline(Strict):
             ):
                 message = "a SavedModel keeps its own signatures: name them, without steps or preprocessing"
                 yield ("models", name, "preprocessing" if model.preprocessing else "signatures"), message
+        yield from self._tune_contradictions()
         yield from self._autotune_contradictions()
         for flag, value in self.serving.flags.items():
             if not _fits(flag, value):
@@ -804,6 +836,11 @@ class Pipeline(Strict):
         if kubernetes.replicas.min < 2 and kubernetes.zones > 1:
             message = f"one replica cannot survive the loss of a zone (kubernetes.zones is {kubernetes.zones})"
             yield ("kubernetes", "replicas", "min"), message
+
+    def _tune_contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for index, name in enumerate(self.tune.models):
+            if name not in self.models:
+                yield ("tune", "models", index), _no_such("model", name, self.models)
 
     def _autotune_contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if self.autotune is None:

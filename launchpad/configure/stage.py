@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from launchpad import batching, console, files, versions
+from launchpad import batching, console, files, tuned, versions
 from launchpad.configure.lint import lint
 from launchpad.configure.render import render
 from launchpad.errors import GateFailed, Problem
@@ -72,12 +72,13 @@ def rendered(context: Context) -> dict[str, str]:
 
 
 def warnings(context: Context) -> list[Problem]:
-    """Return the lint's warnings, each with its line in the declaration."""
+    """Return the lint's warnings, each with its line in the declaration, and doubts of what was tuned."""
     declaration = context.declaration
     found = lint(
         declaration.pipeline, batching.effective(declaration), versions.exporters(context.layout, declaration.pipeline)
     )
-    return [Problem(warning.what, declaration.where(*warning.key), warning.fix) for warning in found]
+    warned = [Problem(warning.what, declaration.where(*warning.key), warning.fix) for warning in found]
+    return warned + tuned.doubts(declaration)
 
 
 def _write(context: Context, place: Callable[[Path], Path]) -> None:

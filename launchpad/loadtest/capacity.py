@@ -109,8 +109,13 @@ class Capacity:
     limited: str = ""
 
 
-def search(probe: Callable[[float], Probe], start_rps: float) -> Capacity:
+DOUBLING = 2.0
+
+
+def search(probe: Callable[[float], Probe], start_rps: float, step: float = DOUBLING) -> Capacity:
     """Find the highest rate that holds, by doubling (or halving) from a first guess and bisection.
+
+    step: the first factor by which the rate changes; from a good guess a small one, which grows up to doubling.
 
     A probe in which the generator was in the way may fail for that alone. It counts as failed, which can only make the
     result too low, and the result says so.
@@ -128,5 +133,6 @@ def search(probe: Callable[[float], Probe], start_rps: float) -> Capacity:
             low = rate
         else:
             high, limited = rate, result.limited
-        rate = math.sqrt(low * high) if low and high else rate * 2 if low else rate / 2
+        rate = math.sqrt(low * high) if low and high else rate * step if low else rate / step
+        step = min(step**2, DOUBLING)
     return Capacity(low, high, probes, limited)

@@ -23,6 +23,8 @@ CHART = "capacity.svg"
 PROBE_S = 12.0
 """Longest a probe lasts; most are clear sooner."""
 START_RPS = 200.0
+NEAR_STEP = 1.1
+"""First step of a search that is told where to begin."""
 TIME_LIMIT_S = 240.0
 
 
@@ -67,8 +69,12 @@ def traffic_of(context: Context, model: str | None, signature: str | None, proto
     return (Traffic(model=model, signature=signature, protocol=protocol),)  # type: ignore[arg-type]
 
 
-def measure(context: Context, traffic: tuple[Traffic, ...], p99_ms: float) -> tuple[Capacity, Path]:
+def measure(
+    context: Context, traffic: tuple[Traffic, ...], p99_ms: float, start_rps: float | None = None
+) -> tuple[Capacity, Path]:
     """Search the capacity for some traffic; return it and the folder of its evidence.
+
+    start_rps: a rate that is expected to be near it.
 
     Raises EnvironmentFault if the server does not answer or ends, GateFailed if no rate holds.
     """
@@ -87,7 +93,7 @@ def measure(context: Context, traffic: tuple[Traffic, ...], p99_ms: float) -> tu
             probes.append(result)
             return result
 
-        found = search(probe, START_RPS)
+        found = search(probe, start_rps, NEAR_STEP) if start_rps else search(probe, START_RPS)
     _keep(context, server, run, traffic, p99_ms, found, folder, clock.seconds)
     if found.low_rps is None:
         least = found.probes[-1].rate_rps
@@ -176,14 +182,21 @@ def _chart(axes: Any, drawn: tuple[Capacity, float]) -> None:
     axes.set(xlabel="requests/s due", ylabel="ms", xscale="log", yscale="log")
 
 
-def show(context: Context, model: str | None, signature: str | None, protocol: str, p99_ms: float | None) -> None:
+def show(
+    context: Context,
+    model: str | None,
+    signature: str | None,
+    protocol: str,
+    p99_ms: float | None,
+    start_rps: float | None = None,
+) -> None:
     """Search, and print every probe and what was found. Raises DeclarationError without an objective."""
     objective = p99_ms or context.declaration.pipeline.objectives.p99_ms
     if objective is None:
         raise DeclarationError(
             "no p99 to hold", context.declaration.where("objectives"), "declare p99_ms or give --p99"
         )
-    found, folder = measure(context, traffic_of(context, model, signature, protocol), objective)
+    found, folder = measure(context, traffic_of(context, model, signature, protocol), objective, start_rps)
     columns = ("rate /s", "seconds", "requests", "missed", "95 % interval", "p50 ms", "p99 ms", "")
     rows = [
         (

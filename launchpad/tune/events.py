@@ -1,7 +1,6 @@
 """The simulator's event loop, compiled. `simulate` is its one caller, and says what the quantities mean.
 
-Work that shares the processors progresses at one pace for the request work (the server's and the load generator's)
-and one for the batch threads, so each kind has a clock of its own that counts finished work: an end of work is a fixed
+Work that shares the processors progresses at one pace, so one clock counts finished work: an end of work is a fixed
 point on it, however the pace changes in between (the virtual time of processor sharing; Kleinrock, Queueing Systems II,
 1976, section 4.4).
 """
@@ -143,8 +142,8 @@ def run(
     front_s: Any,  # [queues, 2] s of reading and of answering a request
     factors: Any,  # noise of batch times, all queues' one after the other
     factor_ends: Any,  # [queues]
-    pace: Any,  # [k] pace of each of k batches that run at once, beside their share of the cores
     cores: float,
+    batch_cores: float,  # that a batch on a thread keeps busy
     fronts: int,
     loop: bool,
     inline_s: float,
@@ -152,6 +151,7 @@ def run(
     request_threads: int,
     poll_s: float,
     client_s: Any,  # [2] s of the load generator to send and to receive
+    wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
     seed: int,
     latency: Any,  # out [n] s, nan when refused
     queued: Any,  # out [n] s
@@ -189,6 +189,11 @@ def run(
     pointer = np.zeros(fronts, np.int64)
     front_end = np.zeros(fronts)
     again = np.zeros(fronts, np.bool_)
+    front_idle = np.zeros(fronts)
+    extra = np.zeros(
+        fronts
+    )  # s that each answer of a batch takes besides: under an event loop, what joins batches there
+    client_idle = 0.0
 
     slots = threads + request_threads
     job_end = np.zeros(slots)
@@ -203,25 +208,24 @@ def run(
     looking = False
     timer = np.inf
 
-    now, front_clock, batch_clock = 0.0, 0.0, 0.0
+    now, work_clock = 0.0, 0.0
     batch_busy, work_done, client_total = 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
 
     while finished < n:
         running = fronts_busy + (1 if client_busy else 0)
-        active = running + jobs
+        active = running + jobs * batch_cores
         share = 1.0 if active <= cores else cores / active
-        batch_share = share * pace[min(jobs, pace.shape[0] - 1)]
         wait, what, index = np.inf, -1, 0
         for f in range(fronts):
-            if mode[f] >= 0 and (front_end[f] - front_clock) / share < wait:
-                wait, what, index = (front_end[f] - front_clock) / share, 0, f
-        if client_busy and (client_end - front_clock) / share < wait:
-            wait, what = (client_end - front_clock) / share, 1
+            if mode[f] >= 0 and (front_end[f] - work_clock) / share < wait:
+                wait, what, index = (front_end[f] - work_clock) / share, 0, f
+        if client_busy and (client_end - work_clock) / share < wait:
+            wait, what = (client_end - work_clock) / share, 1
         for j in range(jobs):
-            if (job_end[j] - batch_clock) / batch_share < wait:
-                wait, what, index = (job_end[j] - batch_clock) / batch_share, 2, j
+            if (job_end[j] - work_clock) / share < wait:
+                wait, what, index = (job_end[j] - work_clock) / share, 2, j
         if arrived < n and times[arrived] - now < wait:
             wait, what = times[arrived] - now, 3
         if timer - now < wait:
@@ -230,10 +234,9 @@ def run(
             break
         if wait > 0:
             now += wait
-            front_clock += wait * share
-            batch_clock += wait * batch_share
+            work_clock += wait * share
             batch_busy += wait * threads_busy
-            work_done += wait * share * (fronts_busy + jobs)
+            work_done += wait * share * (fronts_busy + jobs * batch_cores)
             if client_busy:
                 client_total += wait * share
 
@@ -249,6 +252,7 @@ def run(
             arrived += 1
         elif what == 1:
             client_busy = False
+            client_idle = now
             r = client_item >> 1
             if client_item & 1:
                 latency[r] += now
@@ -292,6 +296,7 @@ def run(
         else:
             f, kind, held_now = index, mode[index], argument[index]
             mode[f] = -1
+            front_idle[f] = now
             fronts_busy -= 1
             answered = -1
             if kind == READ:
@@ -304,7 +309,7 @@ def run(
                         direct_tail += 1
                     else:
                         mode[f], argument[f] = SINGLE, r
-                        front_end[f] = front_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k)
+                        front_end[f] = work_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k)
                         rows[made], begun[made] = sizes[r], now
                         made += 1
                         fronts_busy += 1
@@ -326,18 +331,19 @@ def run(
                 else:
                     latency[r] = np.nan
                     mode[f], argument[f] = ANSWER, r
-                    front_end[f] = front_clock + front_s[k, 1]
+                    front_end[f] = work_clock + front_s[k, 1]
                     fronts_busy += 1
             elif kind == SINGLE:
                 r = held_now
                 mode[f], argument[f] = ANSWER, r
-                front_end[f] = front_clock + front_s[queue_of[r], 1]
+                front_end[f] = work_clock + front_s[queue_of[r], 1]
                 fronts_busy += 1
             elif kind == ANSWER:
                 answered = held_now
             elif kind == RUN:
                 mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
-                front_end[f] = front_clock + front_s[batches[held_now, QUEUE], 1]
+                extra[f] = 0.0
+                front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1]
                 fronts_busy += 1
             elif kind == ANSWERS:
                 k = batches[held_now, QUEUE]
@@ -348,7 +354,7 @@ def run(
                 pointer[f] += 1
                 if pointer[f] < part_ends[held_now]:
                     mode[f], argument[f] = ANSWERS, held_now
-                    front_end[f] = front_clock + front_s[k, 1]
+                    front_end[f] = work_clock + front_s[k, 1] + extra[f]
                     fronts_busy += 1
             if answered >= 0:
                 inside -= 1
@@ -385,13 +391,18 @@ def run(
                     item_head += 1
                 if kind in (READ, ANSWER):
                     mode[f], argument[f] = kind, held_now
-                    front_end[f] = front_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
+                    front_end[f] = work_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
+                    if now > front_idle[f]:
+                        front_end[f] += wake_s[0]
                     fronts_busy += 1
                     break
                 if kind == DONE:
                     threads_busy -= 1
                     mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
-                    front_end[f] = front_clock + front_s[batches[held_now, QUEUE], 1]
+                    extra[f] = task_s[batches[held_now, QUEUE]]
+                    front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
+                    if now > front_idle[f]:
+                        front_end[f] += wake_s[0]
                     fronts_busy += 1
                     if not looking:
                         looking = True
@@ -405,7 +416,6 @@ def run(
                             break
                         k = batches[b, QUEUE]
                         seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
-                        seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
                         rows[made], begun[made] = batches[b, ROWS], now
                         made += 1
                         for p in range(batches[b, FIRST], part_ends[b]):
@@ -413,11 +423,11 @@ def run(
                             queued[r] = now - entered[r]
                         if work[k, batches[b, ROWS]] < inline_s:
                             mode[f], argument[f] = RUN, b
-                            front_end[f] = front_clock + seconds
+                            front_end[f] = work_clock + seconds + task_s[k] * (part_ends[b] - batches[b, FIRST])
                             fronts_busy += 1
                             again[f] = True
                             break
-                        job_end[jobs], job_of[jobs] = batch_clock + seconds, b
+                        job_end[jobs], job_of[jobs] = work_clock + seconds, b
                         jobs += 1
                         threads_busy += 1
                     timer = np.inf
@@ -438,7 +448,7 @@ def run(
                 k = batches[b, QUEUE]
                 seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
                 seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
-                job_end[jobs], job_of[jobs], thread_of[jobs] = batch_clock + seconds, b, tried
+                job_end[jobs], job_of[jobs], thread_of[jobs] = work_clock + seconds, b, tried
                 jobs += 1
                 threads_busy += 1
                 busy_thread[tried] = True
@@ -475,12 +485,14 @@ def run(
             queued[r] = now - entered[r]
             rows[made], begun[made] = sizes[r], now
             made += 1
-            job_end[jobs], job_of[jobs] = batch_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k), -1 - r
+            job_end[jobs], job_of[jobs] = work_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k), -1 - r
             jobs += 1
         if not client_busy and client_head < client_tail:
             client_item = to_client[client_head]
             client_head += 1
             client_busy = True
-            client_end = front_clock + client_s[client_item & 1]
+            client_end = work_clock + client_s[client_item & 1]
+            if now > client_idle:
+                client_end += wake_s[1]
 
     totals[0], totals[1], totals[2], totals[3], totals[4] = made, batch_busy, work_done, client_total, now

@@ -28,7 +28,8 @@ class ServiceTimes:
     """What one signature of a model costs, in seconds on an idle processor.
 
     batch_s: [largest batch + 1], the run of a batch of so many rows; the first entry is not used.
-    task_s: what each request adds to its batch, such as joining inputs and cutting outputs apart.
+    task_s: what each request adds to its batch, such as joining inputs and cutting outputs apart; an event loop's own
+    work, since it shares an interpreter with the batch threads.
     read_s, answer_s: work on a request before and after its batch.
     noise: factors on batch_s that are drawn from with equal chance, such as measured residuals; their mean should be 1.
     """
@@ -64,9 +65,11 @@ class Host:
     inline_s: with an event loop, batches and unbatched runs that are shorter take place on it.
     poll_s: interval at which an idle batch thread looks for batches whose timeout has passed, and for those that it was
     given no notice of; TensorFlow's scheduler has 0.001. 0: all are noticed at once.
-    pace: [k], the pace of each of k batches that run at once, beyond the sharing of cores; entry 0 is not used.
+    batch_cores: cores that a batch on a batch thread keeps busy, as TensorFlow spreads a run over threads of its own.
     send_s, receive_s: a load generator's own work on a request, on the same cores; latency counts from when the request
     was due until the generator has taken in the answer.
+    wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
+    path_s: what every answered request takes besides, without a processor.
     """
 
     cores: float = np.inf
@@ -75,9 +78,12 @@ class Host:
     event_loop: bool = False
     inline_s: float = 0.0
     poll_s: float = 0.0
-    pace: np.ndarray = field(default_factory=lambda: NO_NOISE)
+    batch_cores: float = 1.0
     send_s: float = 0.0
     receive_s: float = 0.0
+    wake_s: float = 0.0
+    client_wake_s: float = 0.0
+    path_s: float = 0.0
 
 
 TENSORFLOW_POLL_S = 0.001
@@ -185,8 +191,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         np.array([(queue.times.read_s, queue.times.answer_s) for queue in queues]),
         np.concatenate([np.asarray(queue.times.noise, np.float64) for queue in queues]),
         np.cumsum([len(queue.times.noise) for queue in queues]),
-        np.ascontiguousarray(host.pace, np.float64),
         float(host.cores),
+        float(host.batch_cores),
         host.front_threads,
         host.event_loop,
         host.inline_s,
@@ -194,6 +200,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         min(host.request_threads, len(arrivals)),
         host.poll_s,
         np.array([host.send_s, host.receive_s]),
+        np.array([host.wake_s, host.client_wake_s]),
         seed,
         latency,
         queued,
@@ -203,7 +210,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
     )
     made, length_s = int(totals[0]), max(totals[4], 1e-12)
     return Result(
-        latency_s=latency,
+        latency_s=latency + host.path_s,
         queued_s=queued,
         batch_rows=rows[:made],
         batch_begun_s=begun[:made],
@@ -268,4 +275,4 @@ def _table(batch_s: np.ndarray, rows: int) -> np.ndarray:
 
 def without_client(host: Host) -> Host:
     """Return the host with a load generator elsewhere."""
-    return replace(host, send_s=0.0, receive_s=0.0)
+    return replace(host, send_s=0.0, receive_s=0.0, client_wake_s=0.0)

@@ -29,6 +29,16 @@ def test_the_search_encloses_the_capacity_as_closely_as_it_says(capacity):
     assert len(found.probes) < 30 and not found.limited
 
 
+@pytest.mark.parametrize("capacity", [3.0, 950.0, 1100.0, 98765.0])
+def test_a_search_that_begins_near_the_capacity_finds_the_same_sooner(capacity):
+    near = search(probe_of(capacity), start_rps=1000, step=1.1)
+
+    assert near.low_rps is not None and near.high_rps is not None
+    assert near.low_rps <= capacity < near.high_rps
+    if 900 < capacity < 1200:
+        assert len(near.probes) <= 6
+
+
 def test_a_server_that_holds_no_rate_has_no_capacity():
     found = search(probe_of(0.0), start_rps=200)
 

@@ -145,8 +145,9 @@ def test_unbatched_requests_share_the_cores():
     assert run(None, [0, 0], host=host).latency_s == pytest.approx([2, 2])
 
 
-def test_batches_that_run_at_once_hold_each_other_up_as_measured():
-    host = Host(pace=np.array([1.0, 1.0, 0.5]))
+def test_a_batch_that_keeps_several_cores_busy_leaves_less_to_others():
+    host = Host(cores=2, batch_cores=2)
+    assert run(ONE_BY_ONE, [0], threads=2, host=host).latency_s == pytest.approx([1])
     assert run(ONE_BY_ONE, [0, 0], threads=2, host=host).latency_s == pytest.approx([2, 2])
 
 

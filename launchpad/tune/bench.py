@@ -1,0 +1,150 @@
+"""A workbench: a checkout beside the user's own, in which servers with other parameters are started and measured.
+
+It has the same models and code by links, ports of its own, and runs the project's commands as a user does, so that what
+is measured on it is what those commands measure. The user's server and files are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launchpad import children, files
+from launchpad.backends import choose
+from launchpad.declaration import FILE, Declaration
+from launchpad.errors import EnvironmentFault, GateFailed
+from launchpad.layout import Layout
+from launchpad.server import Server
+from launchpad.spec import Batching, BatchQueue, Traffic
+from launchpad.stage import Context
+
+LINKED = ("launchpad", "models", "tasks.py", "loadtests/locustfile.py")
+PROFILE = "tune"
+LOG = "commands.log"
+COMMAND_TIMEOUT_S = 420.0
+
+
+class Bench:
+    """A checkout of its own at `root`, on a declaration derived from the user's."""
+
+    def __init__(self, declaration: Declaration, root: Path, traffic: Sequence[Traffic]) -> None:
+        self._declaration = declaration
+        self._traffic = traffic
+        self.layout = Layout(root)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "loadtests").mkdir(exist_ok=True)
+        for name in LINKED:
+            link = root / name
+            if not link.is_symlink():
+                link.symlink_to(declaration.root / name)
+        self._rest, self._grpc = _free_ports(2)
+
+    def declare(
+        self,
+        batching: Mapping[str, BatchQueue | None],
+        threads: int,
+        profiles: Mapping[str, Mapping[str, Any]] | None = None,
+        flags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the declaration: batching by model (None: off), batch threads, load-test profiles, further flags."""
+        document = yaml.safe_load((self._declaration.root / FILE).read_text(encoding="utf-8"))
+        serving = document.setdefault("serving", {})
+        serving["ports"] = {
+            "rest": self._rest,
+            "grpc": self._grpc if self._declaration.pipeline.serving.ports.grpc else 0,
+        }
+        serving["flags"] = {**serving.get("flags", {}), **(flags or {})}
+        used = [queue for queue in batching.values() if queue]
+        serving["batching"] = _plain(Batching(**used[0].model_dump(), num_batch_threads=threads)) if used else "off"
+        for name, model in document["models"].items():
+            model.pop("batching", None)
+            if used:
+                model["batching"] = _plain(batching[name]) if batching.get(name) else "off"
+        document.pop("autotune", None)
+        document["loadtest"] = {
+            "profile": PROFILE,
+            "profiles": {
+                PROFILE: {"users": 16, "duration_s": 5},
+                **{name: dict(profile) for name, profile in (profiles or {}).items()},
+            },
+        }
+        for profile in document["loadtest"]["profiles"].values():
+            profile.setdefault("traffic", [line.model_dump(mode="json") for line in self._traffic])
+        document["release"] = {}
+        document["store"] = "sqlite:///.launchpad/store.db"
+        files.write_text(self.layout.root / FILE, yaml.safe_dump(document, sort_keys=False))
+
+    def launch(self) -> Server:
+        """Start a server on what is declared. Raises EnvironmentFault if it does not get ready."""
+        in_a_container = choose(Context(self._declaration)).backend.name == "docker"
+        for stage in ("configure", *(["build"] if in_a_container else []), "launch"):
+            self.invoke(stage)
+        return Server.ready(self.layout)
+
+    def invoke(self, *words: str, allowed: Sequence[int] = (0,)) -> int:
+        """Run one of the project's commands to its end; return its exit code.
+
+        Raises EnvironmentFault, with the end of its output, for an exit code that is not allowed.
+        """
+        with self.running(*words) as command:
+            code = command.wait(timeout=COMMAND_TIMEOUT_S)
+        if code not in allowed:
+            said = (self.layout.root / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            shown = "\n    ".join(said[-8:])
+            kind = GateFailed if code == 1 else EnvironmentFault
+            raise kind(f"`invoke {' '.join(words)}` on the workbench: {shown}", str(self.layout.root))
+        return code
+
+    @contextlib.contextmanager
+    def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """One of the project's commands while it runs; it does not outlive the block, nor this process."""
+        with (self.layout.root / LOG).open("wb") as log:
+            command = subprocess.Popen(
+                [sys.executable, "-m", "invoke", *words],
+                cwd=self.layout.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**children.environment(), "PYTHONDONTWRITEBYTECODE": "1"},
+                start_new_session=True,
+                preexec_fn=children.end_with_parent,
+            )
+        try:
+            yield command
+        finally:
+            if command.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(command.pid, signal.SIGINT)
+                command.wait(timeout=30)
+
+    def results(self, file: str) -> list[dict[str, Any]]:
+        """Return what runs left in a file of theirs, such as `summary.json`, oldest first."""
+        folders = sorted((self.layout.root / "loadtests" / "results").glob("*/"))
+        return [json.loads((folder / file).read_text()) for folder in folders if (folder / file).exists()]
+
+    def stop(self) -> None:
+        """End the workbench's server."""
+        self.invoke("stop")
+
+
+def _plain(queue: BatchQueue | None) -> Any:
+    return queue.model_dump(mode="json", exclude_none=True, exclude_defaults=True) if queue else "off"
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -1,0 +1,420 @@
+"""`invoke tune`: the whole grid by simulation, the few that could be best by measurement, the best of these kept.
+
+What was measured is kept as it comes in, in `.launchpad/tune/<model>/progress.json`: a run that was interrupted goes on
+from there, as long as model, machine, server and goal are the same.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from launchpad import batching, console, files, machine, tuned
+from launchpad.backends import choose
+from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
+from launchpad.examples import Examples
+from launchpad.layout import Layout
+from launchpad.spec import Batching, BatchQueue, Traffic
+from launchpad.stage import Context, Stopwatch
+from launchpad.tune import predict, profile, reporting
+from launchpad.tune.bench import PROFILE, Bench
+from launchpad.tune.predict import Configuration, Expected, Goal, Limits, Model
+
+WIDESPREAD = BatchQueue(max_batch_size=128, batch_timeout_micros=1000, max_enqueued_batches=1_000_000)
+WIDESPREAD_THREADS = 8
+"""Parameters that articles on TensorFlow Serving recommend, one after the other."""
+AGAIN = 2
+"""How many of the best are measured a second time, in the opposite order."""
+SAME = 0.02
+"""Values that differ by less are the same: the plainer configuration is taken."""
+RATE_S = 12.0
+"""Length of a measurement at a given rate."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A configuration, measured once: the goal's value and its interval (None: the limits do not hold at any rate).
+
+    probes: (rate in requests/s, p50 ms, p99 ms, share missed) of each rate that was tried. limited: how the load
+    generator was in the way, in which case the value is not used. nearest_p99_ms: the lowest p99 that was seen.
+    """
+
+    chosen: Configuration
+    value: float | None
+    low: float | None
+    high: float | None
+    probes: list[tuple[float, float | None, float | None, float]]
+    limited: str
+    run: str
+    seconds: float
+    mean_batch: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All measurements of a configuration as one: the middle of their values, the interval that spans theirs."""
+
+    chosen: Configuration
+    value: float
+    low: float
+    high: float
+    runs: tuple[str, ...]
+
+
+@dataclass
+class Progress:
+    """What has been done, in a file that is written after each step."""
+
+    path: Path
+    key: str
+    measured: list[Measured]
+
+    @classmethod
+    def at(cls, path: Path, key: str) -> Progress:
+        """Return what an earlier run with the same key left; nothing where there is none."""
+        content = files.read_json(path)
+        if isinstance(content, dict) and content.get("key") == key:
+            return cls(path, key, _MEASURED.validate_python(content["measured"]))
+        return cls(path, key, [])
+
+    def add(self, measured: Measured) -> None:
+        self.measured.append(measured)
+        files.write_json(self.path, {"key": self.key, "measured": _MEASURED.dump_python(self.measured, mode="json")})
+
+    def of(self, chosen: Configuration) -> list[Measured]:
+        return [one for one in self.measured if one.chosen == chosen]
+
+
+_MEASURED = TypeAdapter(list[Measured])
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All that is known when a model has been tuned; what the report shows."""
+
+    model: str
+    line: Traffic
+    goal: Goal
+    profile: profile.Profile
+    configurations: int
+    ranked: list[Expected]
+    named: dict[str, Configuration]
+    measured: list[Measured]
+    judged: list[Judged]
+    best: Judged
+    skipped: list[Configuration]
+    seconds: float
+
+    def name(self, chosen: Configuration) -> str:
+        """What a configuration is known as, such as `declared`; empty for one that has no name."""
+        return ", ".join(name for name, named in self.named.items() if named == chosen)
+
+    def expected(self, chosen: Configuration) -> Expected:
+        """What the simulator expects of a configuration."""
+        for one in self.ranked:
+            if one.chosen == chosen and one.high > one.low:
+                return one
+        return predict.expected(Model.of(self.profile), chosen, self.goal, rows=self.line.batch)
+
+
+def goal_of(context: Context) -> Goal:
+    """Return the declared goal. Raises DeclarationError without a latency to hold."""
+    declared, objectives = context.declaration.pipeline.tune, context.declaration.pipeline.objectives
+    p99_ms = declared.p99_ms or objectives.p99_ms
+    if p99_ms is None:
+        raise DeclarationError(
+            "no p99 to hold", context.declaration.where("objectives"), "declare objectives.p99_ms or tune.p99_ms"
+        )
+    error_rate = predict.MISSES if objectives.error_rate is None else objectives.error_rate
+    return Goal(declared.goal, Limits(p99_ms / 1e3, error_rate), declared.rate_rps or 0.0)
+
+
+def models_of(context: Context, model: str | None) -> list[str]:
+    """Return the models to tune. Raises DeclarationError for one that is not declared."""
+    pipeline = context.declaration.pipeline
+    if model is not None and model not in pipeline.models:
+        raise DeclarationError(f"there is no model {model!r}", fix=f"declared: {', '.join(pipeline.models)}")
+    return [model] if model else list(pipeline.tune.models or pipeline.models)
+
+
+def line_of(context: Context, model: str) -> Traffic:
+    """Return the line of the load-test profile's traffic that asks a model most."""
+    pipeline = context.declaration.pipeline
+    lines = pipeline.traffic(pipeline.loadtest.profiles[context.profile or pipeline.loadtest.profile])
+    own = [line for line in lines if line.model == model]
+    if not own:
+        return Traffic(model=model, signature=next(iter(pipeline.models[model].signatures)))
+    return max(own, key=lambda line: line.weight)
+
+
+def workplace(layout: Layout, model: str) -> Path:
+    return layout.private / "tune" / model
+
+
+def measure_profile(context: Context, model: str) -> profile.Profile:
+    """Measure a model's profile and keep it."""
+    layout = context.layout
+    line = line_of(context, model)
+    bench = Bench(context.declaration, workplace(layout, model) / "bench", [line])
+    version = context.declaration.pipeline.models[model].version
+    path = layout.evidence(model, version) / "examples.npz"
+    if not path.exists():
+        raise EnvironmentFault(f"{model} has no examples to send", layout.relative(path), "run `invoke export`")
+    steps = iter(range(1, 100))
+    with console.progress(f"profile of {line.line}") as advance:
+        found = profile.measure(
+            bench, line, Examples.load(path), tuned.model_digest(layout, model), lambda _: advance(next(steps), 7)
+        )
+    profile.save(layout, found)
+    return found
+
+
+def usable_profile(context: Context, model: str) -> profile.Profile:
+    """Return the kept profile of a model if it speaks for it here, else a new one."""
+    try:
+        kept = profile.load(context.layout, model)
+    except EnvironmentFault:
+        return measure_profile(context, model)
+    fits = kept.traffic == line_of(context, model) and kept.backend == choose(context).backend.name
+    return kept if fits and not profile.doubts(kept, context.layout) else measure_profile(context, model)
+
+
+def declared_configuration(context: Context, model: str) -> Configuration:
+    """Return what the declaration has for a model now."""
+    found = batching.effective(context.declaration)
+    threads = found.server.num_batch_threads if isinstance(found.server, Batching) else 1
+    return Configuration(found.queues[model], threads, request_threads(context)[0])
+
+
+def request_threads(context: Context) -> tuple[int, ...]:
+    """Return the numbers of request threads to consider, the declared one first."""
+    flags = context.declaration.pipeline.serving.flags
+    cores = int(machine.describe()["cores"])
+    declared = int(flags.get("rest_api_num_threads", 0) or 4 * cores)
+    return (declared, *(many for many in context.declaration.pipeline.tune.request_threads if many != declared))
+
+
+def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
+    """Tune one model; write `serving/tuned.yaml` and the report's files.
+
+    Raises GateFailed where no configuration holds the limits, or where the load generator was in the way of all.
+    """
+    clock, goal, line = Stopwatch(), goal_of(context), line_of(context, model)
+    found = usable_profile(context, model)
+    for doubt in profile.doubts(found, context.layout):
+        console.say(f"  ! {doubt}", "yellow")
+    considered = predict.grid(found.machine["cores"], request_threads(context), line.batch)
+    with console.progress(f"simulates {len(considered)} configurations") as advance:
+        ranked = predict.rank(Model.of(found), considered, goal, advance, line.batch, found.machine["cores"])
+    if math.isnan(ranked[0].value):
+        raise GateFailed(_unreachable(found, goal, considered, line.batch))
+    named = {
+        "off": Configuration(None, 1, request_threads(context)[0]),
+        "widespread": Configuration(WIDESPREAD, WIDESPREAD_THREADS, request_threads(context)[0]),
+        "declared": declared_configuration(context, model),
+    }
+    few = predict.worth_measuring(ranked, goal, context.declaration.pipeline.tune.candidates)
+    chosen = list(dict.fromkeys([few[0], *named.values(), *few]))
+    key = files.digest([found.model_digest, found.backend, machine.describe(), repr(goal), line.line])
+    progress = Progress.at(workplace(context.layout, model) / "progress.json", key)
+    state = _State(context, model, line, goal, found, ranked, progress, clock, time_limit_s)
+    skipped = _measure_all(state, chosen)
+    judged = judge(progress.measured, goal)
+    if not judged:
+        raise GateFailed(_nothing_holds(progress.measured, goal))
+    best = decide(judged, goal)
+    done = Tuning(
+        model,
+        line,
+        goal,
+        found,
+        len(considered),
+        ranked,
+        named,
+        progress.measured,
+        judged,
+        best,
+        skipped,
+        clock.seconds,
+    )
+    folder = context.layout.root / "reports" / "tuning" / f"{model}-{datetime.date.today():%Y%m%d}"
+    reporting.write(done, folder)
+    _keep(context, done, folder)
+    progress.path.unlink(missing_ok=True)
+    return done
+
+
+@dataclass(frozen=True)
+class _State:
+    context: Context
+    model: str
+    line: Traffic
+    goal: Goal
+    profile: profile.Profile
+    ranked: Sequence[Expected]
+    progress: Progress
+    clock: Stopwatch
+    time_limit_s: float
+
+
+def _measure_all(state: _State, chosen: list[Configuration]) -> list[Configuration]:
+    """Measure configurations, then the best of them again in the opposite order; return those that time ran out for."""
+    skipped = []
+    with console.progress(f"measures {len(chosen)} configurations of {state.model}") as advance:
+        for number, one in enumerate(chosen):
+            advance(number, len(chosen) + AGAIN)
+            if not state.progress.of(one):
+                if state.clock.seconds > state.time_limit_s:
+                    skipped.append(one)
+                    continue
+                state.progress.add(_measure(state, one))
+        best = [one.chosen for one in judge(state.progress.measured, state.goal)[:AGAIN]]
+        for number, one in enumerate(reversed(best)):
+            advance(len(chosen) + number, len(chosen) + AGAIN)
+            if len(state.progress.of(one)) < 2 and state.clock.seconds < state.time_limit_s:
+                state.progress.add(_measure(state, one))
+    return skipped
+
+
+def _measure(state: _State, chosen: Configuration) -> Measured:
+    """Measure one configuration on a server of its own."""
+    clock = Stopwatch()
+    bench = Bench(state.context.declaration, workplace(state.context.layout, state.model) / "bench", [state.line])
+    profiles: dict[str, Any] = {}
+    if state.goal.kind != "rate":
+        profiles[PROFILE] = {"loop": "open", "rate_rps": state.goal.rate_rps, "duration_s": RATE_S}
+    threads = {"rest_api_num_threads": chosen.request_threads, "grpc_max_threads": chosen.request_threads}
+    bench.declare({state.model: chosen.queue}, chosen.threads, profiles, threads)
+    server = bench.launch()
+    try:
+        if state.goal.kind == "rate":
+            measured = _measure_capacity(bench, state, chosen)
+        else:
+            measured = _measure_at_rate(bench, server, state, chosen)
+    finally:
+        bench.stop()
+    return replace(measured, seconds=round(clock.seconds, 1))
+
+
+def _measure_capacity(bench: Bench, state: _State, chosen: Configuration) -> Measured:
+    guess = predict.capacity(
+        Model.of(state.profile), chosen, state.goal.limits, _near(state.ranked), rows=state.line.batch
+    )
+    words = ["capacity", "--p99", f"{state.goal.limits.p99_s * 1e3:g}", "--start", f"{max(guess, 1.0):.0f}"]
+    bench.invoke(*words, allowed=(0, 1))
+    found = bench.results("capacity.json")[-1]
+    low, high = found["interval_rps"]
+    probes = [(probe["rate_rps"], probe["p50_ms"], probe["p99_ms"], probe["share"]) for probe in found["probes"]]
+    middle = math.sqrt(low * (high or low)) if low else None
+    return Measured(chosen, middle, low, high or low, probes, found["limited"], found["run"], 0.0)
+
+
+def _near(ranked: Sequence[Expected]) -> float:
+    return ranked[0].value if ranked[0].value > 0 else 1000.0
+
+
+def _measure_at_rate(bench: Bench, server: Any, state: _State, chosen: Configuration) -> Measured:
+    used = profile.use(bench, server, PROFILE)
+    found = bench.results("summary.json")[-1]
+    totals = found["totals"]
+    missed = 1 - (totals["success_rate"] or 0.0)
+    probes = [(state.goal.rate_rps, totals["p50_ms"], totals["p99_ms"], missed)]
+    holds = missed <= state.goal.limits.error_rate and totals["p99_ms"] is not None
+    if state.goal.kind == "latency":
+        value = totals["p99_ms"]
+        spread = reporting.spread_by_second(bench.layout.results(found["run"]))
+    else:
+        holds = holds and totals["p99_ms"] <= state.goal.limits.p99_s * 1e3
+        value = used.server_s * used.rate_rps / int(state.profile.machine["cores"]) * 100
+        spread = 0.03 * value  # processor time is counted in ticks of 10 ms, over a window of some seconds
+    low, high = (value - spread, value + spread) if holds else (None, None)
+    limited = found["generator"]["why"]
+    return Measured(chosen, value if holds else None, low, high, probes, limited, found["run"], 0.0)
+
+
+def judge(measured: Sequence[Measured], goal: Goal) -> list[Judged]:
+    """Return each configuration that holds with all its measurements as one, the best first.
+
+    A measurement in which the load generator was in the way says nothing of the server and is not used.
+    """
+    judged = []
+    for chosen in dict.fromkeys(one.chosen for one in measured):
+        used = [one for one in measured if one.chosen == chosen and one.value is not None and not one.limited]
+        values = [one.value for one in used if one.value is not None]
+        if values:
+            low = min(one.low for one in used if one.low is not None)
+            high = max(one.high for one in used if one.high is not None)
+            middle = math.exp(sum(map(math.log, values)) / len(values))
+            judged.append(Judged(chosen, middle, low, high, tuple(one.run for one in used)))
+    return sorted(judged, key=lambda one: -one.value if goal.higher_is_better else one.value)
+
+
+def decide(judged: Sequence[Judged], goal: Goal) -> Judged:
+    """Return the best by measured value; of those that are as good within SAME, the plainest."""
+    best = judged[0]
+    as_good = [one for one in judged if abs(one.value - best.value) <= SAME * best.value]
+    return min(as_good, key=lambda one: one.chosen.plainness)
+
+
+def _unreachable(found: profile.Profile, goal: Goal, considered: Sequence[Configuration], rows: int) -> list[Problem]:
+    """Return that no configuration holds the limits in simulation, with the one that comes nearest."""
+    model = Model.of(found)
+    rate = goal.rate_rps or 1.0
+    nearest = min(considered[:200], key=lambda one: model.at(one, rate, 2000, rows).percentile_ms(99))
+    p99 = model.at(nearest, rate, 20_000, rows).percentile_ms(99)
+    what = f"no configuration is expected to hold p99 of {goal.limits.p99_s * 1e3:g} ms at {rate:g} requests/s"
+    return [Problem(what, fix=f"the nearest is {nearest.title}: p99 {p99:.1f} ms; nothing was measured")]
+
+
+def _nothing_holds(measured: Sequence[Measured], goal: Goal) -> list[Problem]:
+    """Return why no measurement can be used: the load generator, or limits that none holds, with the nearest."""
+    limited = [one for one in measured if one.limited]
+    if limited and all(one.limited or one.value is None for one in measured):
+        return [
+            Problem(
+                f"the load generator was in the way of every measurement: {limited[0].limited}",
+                fix="generate the load on another machine, or leave it more of this one",
+            )
+        ]
+    seen = [(p99, rate, one.chosen) for one in measured for rate, _, p99, _ in one.probes if p99 is not None]
+    nearest = min(seen, key=lambda one: one[0]) if seen else None
+    what = f"no configuration holds p99 of {goal.limits.p99_s * 1e3:g} ms"
+    shown = (
+        f"the nearest is {nearest[2].title}: p99 {nearest[0]:.1f} ms at {nearest[1]:,.0f} requests/s" if nearest else ""
+    )
+    return [Problem(what, fix=shown)]
+
+
+def _keep(context: Context, done: Tuning, folder: Path) -> None:
+    """Write the tuned parameters, and keep the runs that they rest on beside the report."""
+    best, layout = done.best, context.layout
+    results = workplace(layout, done.model) / "bench" / "loadtests" / "results"
+    for run in dict.fromkeys(one.run for one in done.measured):
+        for name in ("capacity.json", "summary.json"):
+            if (results / run / name).exists():
+                files.copy(results / run / name, folder / "runs" / run / name)
+    evidence = {
+        "goal": done.goal.kind,
+        "p99_ms": done.goal.limits.p99_s * 1e3,
+        "rate_rps": done.goal.rate_rps or None,
+        "value": round(best.value, 2),
+        "interval": [round(best.low, 2), round(best.high, 2)],
+        "unit": done.goal.unit,
+        "traffic": done.line.model_dump(mode="json"),
+        "model_digest": done.profile.model_digest,
+        "backend": done.profile.backend,
+        "machine": machine.describe(),
+        "runs": list(best.runs),
+        "request_threads": best.chosen.request_threads,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "report": layout.relative(folder / "report.md"),
+    }
+    tuned.write(layout, done.model, best.chosen.queue, best.chosen.threads, evidence)
+    shutil.rmtree(results, ignore_errors=True)
