@@ -204,7 +204,7 @@ def profile(_: Invocation, model: str = "") -> None:
     }
 )
 def tune(_: Invocation, model: str = "", explain: bool = False, parameters: str = "") -> None:
-    """Find the batching parameters that reach the goal; measure the few that could be best; write serving/tuned.yaml."""
+    """Find the batching parameters that reach the goal, by simulation and measurement; write serving/tuned.yaml."""
     with reported():
         from launchpad import pipeline
         from launchpad.tune import showing
