@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 
 import psutil
 import pytest
 import requests
 
-from launchpad import files
+from launchpad import declaration
 from launchpad.backends import how_ended
 from launchpad.backends.container import HEALTHCHECK
+from launchpad.errors import EnvironmentFault
 from launchpad.imagefile import Image
+from launchpad.publishing import Publisher
 from launchpad.server import Server
+from launchpad.spec import BatchQueue
 
 SLEEPER = "#!/bin/bash\nexec sleep 600\n"
 """A server that opens no port and, as the real one, leaves SIGTERM to the kernel."""
@@ -138,21 +142,35 @@ def test_versions_are_swapped_on_the_mount_while_requests_go_on(built):
     built.invoke("build", check=True)
     assert Image.load(built.layout).holds["models"] == "mounted"
     built.invoke("launch", check=True)
-    url = f"http://127.0.0.1:{built.rest_port}/v1/models/digits-mlp"
-    served = built.layout.deployment / "models" / "digits-mlp"
+    publisher = Publisher(declaration.load(built.root))
+    url = f"http://127.0.0.1:{built.rest_port}/v1/models/digits-cnn"
     body = {"signature_name": "serving_default", "instances": [[0.0] * 784]}
-    asked = 0
+    answers: list[int] = []
+    over = threading.Event()
 
-    files.copy_tree(served / "1", served / ".2", link=True)
-    (served / ".2").rename(served / "2")
+    def ask() -> None:
+        while not over.is_set():
+            answers.append(requests.post(f"{url}:predict", json=body, timeout=5).status_code)
 
-    deadline = time.monotonic() + 20
-    while "2" not in available(url):
-        assert time.monotonic() < deadline
-        assert requests.post(f"{url}:predict", json=body, timeout=5).status_code == 200
-        asked += 1
-    assert asked
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        published = publisher.publish("digits-cnn", batching=BatchQueue(max_batch_size=4), replace=True)
+        publisher.label("digits-cnn", {"stable": published.version})
+        again = publisher.publish("digits-cnn", batching="off", replace=True)
+    finally:
+        over.set()
+        asking.join()
+
+    assert set(answers) == {200}
+    assert available(url) == {str(again.version)}
+    assert requests.post(f"{url}/labels/stable:predict", json=body, timeout=5).status_code == 200
     assert "AVAILABLE" in built.invoke("status", check=True).stdout
+
+
+def test_nothing_is_published_to_models_that_are_baked_into_the_image(container, built):
+    with pytest.raises(EnvironmentFault, match="baked into the server's image"):
+        Publisher(declaration.load(built.root))
 
 
 def available(url: str) -> set[str]:
