@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from launchpad import batching, console, declaration, replacement
@@ -13,6 +15,7 @@ from launchpad.declaration import Declaration
 from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.exclusive import exclusive
 from launchpad.layout import Layout
+from launchpad.modelserver.flags import FLAGS
 from launchpad.publishing import Publisher
 from launchpad.server import Server
 from launchpad.spec import Autotune
@@ -23,6 +26,8 @@ from launchpad.tune.autotune.threshold import threshold
 from launchpad.tune.autotune.tuner import SERVER, Autotuner, Entry, PolicyOfAll
 
 METRICS_TIMEOUT_S = 5.0
+NICENESS = 10
+"""What is computed here waits for the server where they share processors."""
 REPEAT_S = 60.0
 """A hold whose reason is the same as before is shown again after so long."""
 
@@ -86,6 +91,7 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
     settings = _settings(declared, policy)
     rules = rules_of(declared, settings)
     models = _models(declared, settings)
+    os.nice(NICENESS)
     with exclusive(Layout(root).autotune_lock, "another autotuner adjusts this checkout's server"):
         live = LiveServer(declared)
         screen, journal = Screen(dry_run), Journal(declared, settings.policy)
@@ -94,7 +100,8 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
             screen.show(entry)
             journal.keep(entry)
 
-        tuner = Autotuner(live, models, _policy(settings, rules), rules, tell, dry_run)
+        adjusted = [*models, SERVER] if settings.policy == "model" and not live.fixed_threads else models
+        tuner = Autotuner(live, adjusted, _policy(declared, settings, rules, models), rules, tell, dry_run)
         console.say(
             f"autotune: policy {settings.policy}, {', '.join(models)}; p99 {rules.p99_ms:g} ms to hold; a look every "
             f"{settings.interval_s:g} s; Ctrl-C ends it and leaves the server as it is"
@@ -148,9 +155,22 @@ def _models(declared: Declaration, settings: Autotune) -> list[str]:
     return list(settings.models or batched)
 
 
-def _policy(settings: Autotune, rules: Rules) -> PolicyOfAll:
-    wish = threshold(rules)
-    return lambda name, situation: wish(situation.settings[name], situation.seen[name])
+def _policy(declared: Declaration, settings: Autotune, rules: Rules, models: Sequence[str]) -> PolicyOfAll:
+    """Return the policy. Raises EnvironmentFault where it needs the profile of a model that has none."""
+    if settings.policy == "threshold":
+        wish = threshold(rules)
+        return lambda name, situation: wish(situation.settings[name], situation.seen[name])
+    from launchpad.tune import profile
+    from launchpad.tune.autotune.simulated import Simulated
+
+    layout = Layout(declared.root)
+    known = {name: profile.load(layout, name) for name in models}
+    for name in models:
+        for doubt in profile.doubts(known[name], layout):
+            console.say(f"  ! {doubt}", "yellow")
+    threads = int(declared.pipeline.serving.flags.get("rest_api_num_threads", FLAGS["rest_api_num_threads"].default))
+    host = known[models[0]].host(threads)
+    return Simulated(rules, {name: its.times() for name, its in known.items()}, host, replacement.batch_threads(layout))
 
 
 class Screen:

@@ -1,0 +1,172 @@
+"""p99 under a scripted load: batching that follows it, beside fixed parameters.
+
+    python -m tests.benchmarks.autotune                        # about ten minutes
+    python -m tests.benchmarks.autotune --seconds 20 --policies threshold,model --rounds 2
+
+The load of digits-cnn is low, five times that, a spike, low; requests are due at random times, the same ones for all.
+Each contender is an embedded server in a checkout of its own: with fixed parameters, or starting from the declared ones
+with `invoke autotune` beside it. What is compared is p99 in the last third of each phase, when there was time to
+adjust; every request must have been answered. The best fixed parameters are those with the least mean ratio to the best
+of each phase. Contenders take turns; of several rounds the median counts. Load generator, server and autotuner share
+the cores.
+`--policies model` needs the profile of digits-cnn in serving/profiles/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launchpad import console, machine, runfolder
+from launchpad.launch.stage import stop
+from launchpad.loadtest.arrivals import constant_rate, poisson
+from tests.integration.conftest import REPOSITORY, Checkout
+
+MODEL = "digits-cnn"
+RATES = (100, 500, 1500, 100)
+DECLARED = "{max_batch_size: 16, batch_timeout_micros: 500, max_enqueued_batches: 64}"
+FIXED = {
+    "off": "off",
+    "16, 500 µs (declared)": DECLARED,
+    "4, 0 µs": "{max_batch_size: 4, batch_timeout_micros: 0, max_enqueued_batches: 256}",
+    "16, 0 µs": "{max_batch_size: 16, batch_timeout_micros: 0, max_enqueued_batches: 64}",
+    "8, 2000 µs": "{max_batch_size: 8, batch_timeout_micros: 2000, max_enqueued_batches: 128}",
+    "64, 5000 µs": "{max_batch_size: 64, batch_timeout_micros: 5000, max_enqueued_batches: 16}",
+}
+AUTOTUNE = (
+    "autotune: {{policy: {policy}, load_floor_rps: 200, interval_s: 1, window_s: 3, min_requests: 200, "
+    "confirmations: 1, cool_down_s: 2, changes_per_hour: 1000}}"
+)
+
+
+@dataclass
+class Contender:
+    """A way to run the server, and the p99 in ms that it had in the last third of each phase, round by round."""
+
+    name: str
+    checkout: Checkout
+    policy: str = ""
+    rounds: list[list[float]] = field(default_factory=list)
+    changes: int = 0
+    unanswered: int = 0
+
+    @property
+    def p99_ms(self) -> list[float]:
+        return [statistics.median(phase) for phase in zip(*self.rounds, strict=True)]
+
+
+def prepared(root: Path, name: str, batching: str, policy: str, seconds: int) -> Contender:
+    """Make a checkout for a contender."""
+    root.mkdir()
+    checkout = Checkout(root)
+    text = (root / "pipeline.yaml").read_text()
+    cnn = text.index(f"  {MODEL}:\n") + len(f"  {MODEL}:\n")
+    text = f"{text[:cnn]}    batching: {batching}\n{text[cnn:]}"
+    head, _, rest = text.partition("\nautotune:")
+    text = f"{head}\n{AUTOTUNE.format(policy=policy or 'threshold')}\n\nkubernetes:{rest.partition('kubernetes:')[2]}"
+    scripted = (
+        f"{{loop: open, rate_rps: 1, arrivals: trace.txt, duration_s: {seconds * len(RATES)}, "
+        f"traffic: [{{model: {MODEL}, signature: bytes}}]}}"
+    )
+    text = text.replace("    smoke:\n", f"    scripted: {scripted}\n    smoke:\n")
+    (root / "pipeline.yaml").write_text(text)
+    times = [
+        phase * seconds + due
+        for phase, rate in enumerate(RATES)
+        for due in poisson(constant_rate(rate, seconds), phase)
+    ]
+    (root / "trace.txt").write_text("".join(f"{time_s:.6f}\n" for time_s in times))
+    profiles = REPOSITORY / "serving" / "profiles"
+    if profiles.exists():
+        shutil.copytree(profiles, root / "serving" / "profiles", dirs_exist_ok=True)
+    for stage in ("export", "configure"):
+        checkout.invoke(stage, check=True)
+    return Contender(name, checkout, policy)
+
+
+def measure(contender: Contender, seconds: int) -> None:
+    """Drive the contender once."""
+    checkout = contender.checkout
+    checkout.invoke("launch", "--force", check=True)
+    adjusting: subprocess.Popen[str] | None = None
+    if contender.policy:
+        adjusting = checkout.start(
+            "autotune", "--policy", contender.policy, "--duration", str(seconds * len(RATES) + 5)
+        )
+    checkout.invoke("loadtest", "--profile", "scripted")  # a phase over the objective is a figure here, not a failure
+    if adjusting:
+        said, _ = adjusting.communicate(timeout=60)
+        contender.changes += sum(" changes to " in line or " returns to " in line for line in said.splitlines())
+        console.say(said)
+    stop(checkout.layout)
+    folder = checkout.runs()[-1]
+    summary = json.loads((folder / "summary.json").read_text())
+    contender.unanswered += summary["totals"]["failures"]
+    contender.rounds.append(last_thirds(folder, seconds))
+
+
+def last_thirds(folder: Path, seconds: int) -> list[float]:
+    """Return p99 in ms of the last third of each phase of a run."""
+    merged = [runfolder.histogram() for _ in RATES]
+    for _, second, histogram in runfolder.read_histograms(folder):
+        phase, at = divmod(second, seconds)
+        if phase < len(RATES) and at >= seconds * 2 / 3:
+            merged[int(phase)].add(histogram)
+    return [histogram.get_value_at_percentile(99) / 1000 for histogram in merged]
+
+
+def show(contenders: list[Contender]) -> None:
+    """Print p99 by phase, and the ratios to the best fixed parameters."""
+    fixed = [contender for contender in contenders if not contender.policy]
+    least = [min(values) for values in zip(*(contender.p99_ms for contender in fixed), strict=True)]
+
+    def regret(contender: Contender) -> float:
+        ratios = [value / best for value, best in zip(contender.p99_ms, least, strict=True)]
+        return math.exp(statistics.mean(map(math.log, ratios)))
+
+    best = min(fixed, key=regret)
+    rows = []
+    for contender in contenders:
+        ratios = [value / other for value, other in zip(contender.p99_ms, best.p99_ms, strict=True)]
+        cells = [f"{value:.2f} ({ratio:.2f})" for value, ratio in zip(contender.p99_ms, ratios, strict=True)]
+        name = contender.name + (" ← best fixed" if contender is best else "")
+        rows.append((name, *cells, f"{regret(contender):.2f}", contender.changes or "", contender.unanswered))
+    columns = ("batching", *(f"{rate}/s" for rate in RATES), "to each phase's best", "changes", "unanswered")
+    console.table(
+        "p99, ms, in the last third of each phase (ratio to the best fixed)", columns, rows, right=columns[1:]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=18, help="length of a phase; a multiple of 3")
+    parser.add_argument("--policies", default="threshold,model", help="policies to try")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    facts = machine.describe()
+    console.say(f"{facts['processor']}, {facts['cores']} cores; phases of {options.seconds} s; {options.rounds} rounds")
+    with ExitStack() as cleanup, tempfile.TemporaryDirectory() as folder:
+        wanted = [(name, batching, "") for name, batching in FIXED.items()]
+        wanted += [(f"autotune, {policy}", DECLARED, policy) for policy in options.policies.split(",") if policy]
+        contenders = [
+            prepared(Path(folder) / str(number), name, batching, policy, options.seconds)
+            for number, (name, batching, policy) in enumerate(wanted)
+        ]
+        for contender in contenders:
+            cleanup.callback(stop, contender.checkout.layout)
+        for _ in range(options.rounds):
+            for contender in contenders:
+                measure(contender, options.seconds)
+    show(contenders)
+
+
+if __name__ == "__main__":
+    main()
