@@ -446,3 +446,30 @@ def monitor(
             watch.start(ROOT, interval, duration)
         else:
             watch.run(ROOT, interval, duration)
+
+
+@task(help={"port": "port of the page on 127.0.0.1; 0 takes a free one"})
+def explore(_: Invocation, port: int = 8001) -> None:
+    """Open the store in the browser: an SQL editor, ready-made questions, charts; for reading only."""
+    with reported():
+        from launchpad.query import explore as explorer
+
+        explorer.show(ROOT, port)
+
+
+@task(
+    help={
+        "fill": "add the runs of loadtests/results and the notes of reports/notes that it lacks",
+        "prune": "delete what is older than monitor.keep_samples_days and keep_runs_days say",
+    }
+)
+def store(_: Invocation, fill: bool = False, prune: bool = False) -> None:
+    """Show what the store holds; fill it again from the files, delete what is old."""
+    with reported():
+        from launchpad.store import upkeep
+
+        if fill:
+            upkeep.fill(ROOT)
+        if prune:
+            upkeep.prune(ROOT)
+        upkeep.show(ROOT)

@@ -113,7 +113,7 @@ def after_run(declared: Declaration, run: str) -> list[Path]:
     what = _unnoted(layout, declared, before)
     if what:
         written.append(record(declared, "hand", what, UNGIVEN, run_before=before, run_after=run))
-    started = _moment(summary["started"])
+    started = moment(summary["started"])
     opened = [note for note in read_all(layout) if note.source != "person" and note.run_after is None]
     closed = [dataclasses.replace(note, run_after=run) for note in opened if note.at <= started]
     if closed:
@@ -136,12 +136,13 @@ def _read(path: Path) -> Note | None:
         assert isinstance(facts, dict)
         facts["what"] = {key: (pair[0], pair[1]) for key, pair in (facts.get("what") or {}).items()}
         own = body.partition(OWN)[2].strip()
-        return Note(name=path.name, own=own, **facts | {"at": _moment(facts["at"])})
+        return Note(name=path.name, own=own, **facts | {"at": moment(facts["at"])})
     except (AssertionError, yaml.YAMLError, TypeError, KeyError, IndexError, ValueError):
         return None
 
 
-def _moment(value: Any) -> datetime.datetime:
+def moment(value: Any) -> datetime.datetime:
+    """Return a moment as files have it, ISO 8601, in UTC where it names no zone."""
     at = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(str(value))
     return at if at.tzinfo else at.replace(tzinfo=datetime.UTC)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import signal
@@ -24,8 +23,7 @@ from launchpad.exclusive import exclusive
 from launchpad.layout import Layout
 from launchpad.monitor.sampling import Row, Sampler
 from launchpad.server import Server
-from launchpad.spec import Monitor
-from launchpad.store import Store
+from launchpad.store import Store, limits
 
 KEEP_S = 10.0
 """Time between writings to the store."""
@@ -91,14 +89,6 @@ class Keeper:
         self.lost += len(self._rows)
         if self.lost:
             console.say(f"  ! {self.lost} samples were lost, the store was away", "yellow")
-
-
-def limits(settings: Monitor) -> tuple[datetime.datetime | None, datetime.datetime | None]:
-    """Return the moments before which samples, and runs, are old; None where they are kept for good."""
-    now = datetime.datetime.now(datetime.UTC)
-    ages = (settings.keep_samples_days, settings.keep_runs_days)
-    samples, runs = (now - datetime.timedelta(days=days) if days else None for days in ages)
-    return samples, runs
 
 
 def watch(

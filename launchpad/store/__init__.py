@@ -4,6 +4,6 @@ SQLite by default, PostgreSQL by URL, one schema for both. Files are the truth: 
 a load test ran, is filled again from the run folders and the notes.
 """
 
-from launchpad.store.store import Store, attempt, make_current
+from launchpad.store.store import Store, attempt, limits, make_current
 
-__all__ = ["Store", "attempt", "make_current"]
+__all__ = ["Store", "attempt", "limits", "make_current"]

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from launchpad import console, runfolder
 from launchpad.declaration import Declaration
 from launchpad.errors import LaunchpadError
+from launchpad.spec import Monitor
 from launchpad.store import connection, migrate
 from launchpad.store.schema import Base, Change, Decision, GateResult, Histogram, Result, Run, Sample, Second, StageRun
 
@@ -142,6 +143,14 @@ class Store:
         told = connection.told(doing, self._engine.url, self._where)
         with told, Session(self._engine) as session, session.begin():
             yield session
+
+
+def limits(settings: Monitor) -> tuple[datetime.datetime | None, datetime.datetime | None]:
+    """Return the moments before which samples, and runs, are old; None where they are kept for good."""
+    now = datetime.datetime.now(datetime.UTC)
+    ages = (settings.keep_samples_days, settings.keep_runs_days)
+    samples, runs = (now - datetime.timedelta(days=days) if days else None for days in ages)
+    return samples, runs
 
 
 def make_current(declaration: Declaration) -> None:

@@ -16,10 +16,11 @@ from launchpad.layout import Layout
 from launchpad.modelserver.metrics import Metrics
 from launchpad.monitor.sampling import Sampler
 from launchpad.monitor.screen import line
-from launchpad.monitor.watch import KEEP_S, Keeper, limits
+from launchpad.monitor.watch import KEEP_S, Keeper
 from launchpad.resources import Reading, of_stats
 from launchpad.server import Server
 from launchpad.spec import Monitor
+from launchpad.store import limits
 
 TEXT = """\
 name: tiny

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 import sqlite3
 import threading
 
@@ -10,11 +11,12 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from sqlalchemy import event
 
-from launchpad import files
+from launchpad import files, notes
 from launchpad.errors import DeclarationError, EnvironmentFault
+from launchpad.layout import Layout
 from launchpad.loadtest import summary
 from launchpad.runfolder import histogram
-from launchpad.store import Store, attempt, connection, migrate
+from launchpad.store import Store, attempt, connection, migrate, upkeep
 from launchpad.store.schema import Base
 
 TEXT = "name: tiny\nmodels:\n  tiny: {{source: m.py:f}}\nstore: {url}\n"
@@ -281,3 +283,36 @@ def test_a_moment_is_kept_in_utc_whatever_zone_it_was_given_in(declared):
             ]
         )
     assert rows(declared, "select at from stages") == [("2025-12-31 23:00:00.000000",)]
+
+
+def test_a_store_that_was_lost_is_filled_again_from_the_runs_and_the_notes(declared, repository, capsys):
+    layout = Layout(declared.root)
+    example = next((repository / "loadtests" / "results").glob("*/summary.json")).parent
+    shutil.copytree(example, layout.results(example.name))
+    files.write_json(layout.results("incomplete") / "summary.json", {"run": "incomplete", "started": "2026-01-01"})
+    (layout.results("empty")).mkdir()
+    notes.record(declared, "tune", {"a.b": (1, 2)}, "why", run_before=example.name)
+    for path in (declared.root / "deep").glob("store.db*"):
+        path.unlink()
+
+    upkeep.fill(declared.root)
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "added 1 run; 1 notes are in it" in said
+    assert "loadtests/results/empty: not added: there is no whole summary.json" in said
+    assert "loadtests/results/incomplete: not added: summary.json lacks 'status'" in said
+    assert rows(declared, "select id from runs") == [(example.name,)]
+    assert rows(declared, "select count(*) > 100 from seconds") == [(1,)]
+    assert rows(declared, "select source, why, run_before from changes") == [("tune", "why", example.name)]
+    upkeep.fill(declared.root)
+    assert "added 0 runs; 1 notes" in capsys.readouterr().out
+
+
+def test_what_the_store_holds_and_what_is_old_in_it_is_shown(declared, capsys):
+    with Store.open(declared) as store:
+        at = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+        store.add_samples([{"at": at, "instance": "i", "model": "", "trouble": ""}])
+    upkeep.prune(declared.root)
+    upkeep.show(declared.root)
+    said = capsys.readouterr().out
+    assert "deleted 1 samples" in said and "store.db, schema" in said and "│ samples    │    0 │" in said
