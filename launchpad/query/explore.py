@@ -50,11 +50,12 @@ def show(root: Path, port: int) -> None:
 
 def datasette(file: Path) -> Any:
     """Return a Datasette on an SQLite file, with the ready-made questions."""
-    from datasette import handle_exception
     from datasette.app import Datasette
     from datasette.database import Database
+    from datasette.plugins import pm
 
-    handle_exception.rich = None  # with it every refused statement prints a traceback; faults print one without it
+    # With it every refused statement prints a traceback; faults of its own print one without it.
+    pm.get_plugin("datasette.handle_exception").rich = None
     settings = {"allow_download": False, "default_page_size": 50, "sql_time_limit_ms": 10_000}
     served = Datasette([], metadata=metadata(), settings=settings)
     served.remove_database("_memory")

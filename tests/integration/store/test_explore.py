@@ -61,7 +61,7 @@ def test_the_page_answers_the_questions_draws_charts_and_changes_nothing(declare
 
     for sql in ("delete from samples", "drop table samples", "with x as (select 1) delete from samples"):
         refused = requests.get(f"{url}/store.json", params={"sql": sql}, timeout=20)
-        assert refused.status_code in (400, 403), refused.text
+        assert "SELECT" in refused.json()["error"] or "readonly" in refused.json()["error"]
     with Store.open(declared) as store:
         assert store.counts()["samples"] == 1
 
