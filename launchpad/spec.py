@@ -170,6 +170,10 @@ class VersionPolicy(Strict):
         return self
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # files have lists, a discriminated union checks strictly
+
+
 class BatchQueue(Strict):
     """Batching parameters of one queue: what a model may set for itself."""
 
@@ -179,7 +183,7 @@ class BatchQueue(Strict):
     """Longest wait for a batch to fill, in µs. 0: a free thread takes what there is."""
     max_enqueued_batches: Positive = 10
     """Batches that may wait; more are refused (503). Bounds the queueing delay."""
-    allowed_batch_sizes: tuple[Positive, ...] = ()
+    allowed_batch_sizes: Annotated[tuple[Positive, ...], BeforeValidator(_as_tuple)] = ()
     """Sizes that batches are padded up to; increasing, the last equal to max_batch_size. Empty: any size."""
     pad_variable_length_inputs: bool = False
     enable_large_batch_splitting: bool = False

@@ -7,6 +7,7 @@ from there, as long as model, machine, server and goal are the same.
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Progress:
         """Return what an earlier run with the same key left; nothing where there is none."""
         content = files.read_json(path)
         if isinstance(content, dict) and content.get("key") == key:
-            return cls(path, key, _MEASURED.validate_python(content["measured"]))
+            return cls(path, key, _MEASURED.validate_json(json.dumps(content["measured"])))
         return cls(path, key, [])
 
     def add(self, measured: Measured) -> None:

@@ -1,0 +1,85 @@
+"""The simulator forms the batches that TensorFlow's own scheduler forms of the same arrivals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launchpad.spec import BatchQueue
+from launchpad.tune.simulate import TENSORFLOW_POLL_S, Arrivals, Host, Queue, ServiceTimes, simulate
+
+STEP_S = 0.03
+"""Between events of a script: more than a busy machine is late by."""
+BATCH_S = 3.5 * STEP_S
+
+
+def script(seed: int, count: int, most_rows: int) -> list[tuple[float, int]]:
+    """Return arrivals at different multiples of STEP_S, so that the order of all events is certain."""
+    chance = np.random.default_rng(seed)
+    steps = np.sort(chance.choice(np.arange(4 * count), count, replace=False))
+    return [
+        (float(step) * STEP_S, int(rows))
+        for step, rows in zip(steps, chance.integers(1, most_rows + 1, count), strict=True)
+    ]
+
+
+CASES: dict[str, tuple[BatchQueue, int, list[tuple[float, int]]]] = {
+    "one thread takes what there is": (BatchQueue(max_batch_size=4), 1, script(1, 25, 1)),
+    "rows that do not fit begin a new batch": (BatchQueue(max_batch_size=4), 1, script(2, 25, 3)),
+    "timeout": (BatchQueue(max_batch_size=8, batch_timeout_micros=75_000), 1, script(3, 25, 2)),
+    "two threads": (BatchQueue(max_batch_size=4, batch_timeout_micros=45_000), 2, script(4, 30, 2)),
+    "splitting": (
+        BatchQueue(max_batch_size=12, enable_large_batch_splitting=True, max_execution_batch_size=4),
+        1,
+        script(5, 14, 9),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def really() -> dict[str, Any]:
+    """What TensorFlow's scheduler does of each script, each in a process of its own, all at once."""
+    processes = {}
+    for name, (queue, threads, arrivals) in CASES.items():
+        parameters = {
+            "num_batch_threads": threads,
+            "max_batch_size": queue.max_batch_size,
+            "batch_timeout_micros": queue.batch_timeout_micros,
+            "max_enqueued_batches": queue.max_enqueued_batches,
+            "enable_large_batch_splitting": queue.enable_large_batch_splitting,
+        }
+        if queue.enable_large_batch_splitting:
+            parameters["allowed_batch_sizes"] = [queue.execution_size]
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("scheduler.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"parameters": parameters, "batch_s": BATCH_S, "script": arrivals}))
+        process.stdin.close()
+        process.stdin = None
+        processes[name] = process
+    return {name: json.loads(process.communicate(timeout=120)[0]) for name, process in processes.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_simulator_does_what_tensorflows_scheduler_does(name, really):
+    queue, threads, arrivals = CASES[name]
+    times, rows = (np.array(values) for values in zip(*arrivals, strict=True))
+    largest = np.full(queue.max_batch_size + 1, BATCH_S)
+    result = simulate(
+        [Queue(queue, ServiceTimes(largest))], threads, Host(poll_s=TENSORFLOW_POLL_S), Arrivals.of(times, rows)
+    )
+    if not queue.enable_large_batch_splitting:  # its batches are padded, so that their rows say nothing
+        assert result.batch_rows.tolist() == really[name]["batches"]
+    assert len(result.batch_rows) == len(really[name]["batches"])
+    assert result.latency_s == pytest.approx(really[name]["latencies_s"], abs=STEP_S)

@@ -1,0 +1,287 @@
+"""What tuning computes: which configurations are considered, which are measured, which is the best, what is kept."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from launchpad import batching, tuned
+from launchpad.errors import DeclarationError
+from launchpad.layout import Layout
+from launchpad.spec import BatchQueue, Traffic
+from launchpad.tune import predict, profile, reporting, showing, tuning
+from launchpad.tune.predict import Configuration, Expected, Goal, Limits, Model
+from launchpad.tune.simulate import Host, ServiceTimes
+
+OFF = Configuration(None, 1, 64)
+RATE = Goal("rate", Limits(0.1))
+
+
+def batched(size: int, threads: int = 1, bound: int = 64, timeout_us: int = 0) -> Configuration:
+    queue = BatchQueue(max_batch_size=size, batch_timeout_micros=timeout_us, max_enqueued_batches=bound)
+    return Configuration(queue, threads, 1 << 20)
+
+
+def model(fixed_s: float, row_s: float) -> Model:
+    """One request worker that also runs the batches: what batching saves is the fixed part of a run."""
+    times = ServiceTimes(fixed_s + row_s * np.arange(129), task_s=1e-5, read_s=4e-5, answer_s=2e-5)
+    return Model(times, Host(cores=2, event_loop=True, inline_s=1.0))
+
+
+def measured(chosen: Configuration, low: float | None, high: float | None, limited: str = "", run: str = "r"):
+    middle = math.sqrt(low * high) if low and high else None
+    return tuning.Measured(chosen, middle, low, high, [(low or 1.0, 1.0, 250.0, 0.0)], limited, run, 1.0)
+
+
+# --- prediction -----------------------------------------------------------------------------------------------
+
+
+def test_the_capacity_is_where_the_request_worker_is_always_busy():
+    found = predict.capacity(model(1e-3, 0.0), OFF, RATE.limits, guess_rps=100)
+    assert found == pytest.approx(1 / 1.06e-3, rel=0.06)
+
+
+def test_a_capacity_is_found_from_any_guess():
+    near, far = (predict.capacity(model(1e-3, 0.0), OFF, RATE.limits, guess) for guess in (900, 20_000))
+    assert near == pytest.approx(far, rel=0.05)
+
+
+def test_latency_that_no_rate_holds_is_no_capacity():
+    assert predict.capacity(model(1.0, 0.0), OFF, Limits(0.5), guess_rps=100) == 0
+
+
+def test_batching_is_expected_to_gain_where_runs_have_a_large_fixed_part_and_to_lose_where_they_have_none():
+    large, none = (
+        [predict.capacity(model(fixed, row), chosen, RATE.limits, 5000) for chosen in (OFF, batched(32))]
+        for fixed, row in ((3e-4, 1e-5), (0.0, 3e-5))
+    )
+    assert large[1] > 2 * large[0]
+    assert none[1] < none[0]
+
+
+def test_costs_in_doubt_give_an_interval_around_what_is_expected():
+    found = predict.expected(model(3e-4, 1e-5), OFF, RATE, 2000)
+    assert found.low < found.value < found.high
+    assert found.high / found.low == pytest.approx(1.1 / 0.9, rel=0.06)
+
+
+def test_the_grid_has_off_and_every_combination_once():
+    found = predict.grid(2, (64,))
+    assert OFF in found
+    assert len(found) == len(set(found)) > 500
+    assert {one.threads for one in found if one.queue} == {1, 2, 4, 8}
+    assert len(predict.grid(2, (64, 128))) == 2 * len(found)
+
+
+def test_requests_of_several_rows_are_given_batches_that_hold_them():
+    sizes = [one.queue.max_batch_size for one in predict.grid(2, (64,), rows=8) if one.queue]
+    assert min(sizes) == 8
+
+
+def test_only_what_could_be_best_is_worth_measuring():
+    ranked = [
+        Expected(batched(32), 100, 90, 110),
+        Expected(batched(32, bound=1024), 100, 90, 110),  # differs in the bound alone
+        Expected(batched(16), 95, 86, 104),
+        Expected(batched(8), 80, 72, 88),  # does not reach the best
+        Expected(batched(4), math.nan, math.nan, math.nan),
+    ]
+    assert predict.worth_measuring(ranked, RATE, 5) == [batched(32), batched(16)]
+    assert predict.worth_measuring(ranked, RATE, 1) == [batched(32)]
+
+
+# --- decision -------------------------------------------------------------------------------------------------
+
+
+def test_the_best_by_measurement_is_taken_whatever_was_expected():
+    judged = tuning.judge([measured(OFF, 900, 940), measured(batched(16), 1200, 1250)], RATE)
+    assert tuning.decide(judged, RATE).chosen == batched(16)
+
+
+def test_of_two_that_are_as_good_the_plainer_is_taken():
+    judged = tuning.judge([measured(batched(16), 1000, 1050), measured(OFF, 990, 1040)], RATE)
+    assert tuning.decide(judged, RATE).chosen == OFF
+
+
+def test_measurements_of_one_configuration_count_together():
+    (judged,) = tuning.judge([measured(OFF, 900, 940, run="a"), measured(OFF, 1000, 1050, run="b")], RATE)
+    assert (judged.low, judged.high, judged.runs) == (900, 1050, ("a", "b"))
+    assert 940 < judged.value < 1000
+
+
+def test_a_measurement_in_which_the_generator_was_in_the_way_is_not_used():
+    found = tuning.judge([measured(OFF, 900, 940), measured(batched(16), 2000, 2100, limited="at full CPU")], RATE)
+    assert [one.chosen for one in found] == [OFF]
+    (problem,) = tuning._nothing_holds([measured(OFF, 9, 10, limited="at full CPU")], RATE)
+    assert "at full CPU" in problem.what and problem.fix
+
+
+def test_where_nothing_holds_the_nearest_is_named():
+    assert tuning.judge([measured(OFF, None, None)], RATE) == []
+    (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE)
+    assert problem.what == "no configuration holds p99 of 100 ms"
+    assert problem.fix == "the nearest is off: p99 250.0 ms at 1 requests/s"
+
+
+def test_the_lowest_latency_is_best_where_that_is_the_goal():
+    goal = Goal("latency", Limits(0.1), 500)
+    judged = tuning.judge([measured(OFF, 9, 10), measured(batched(4), 5, 6)], goal)
+    assert tuning.decide(judged, goal).chosen == batched(4)
+
+
+def test_what_was_measured_is_there_after_an_interruption_unless_the_question_is_another(tmp_path):
+    progress = tuning.Progress.at(tmp_path / "progress.json", "key")
+    progress.add(measured(batched(16), 1200, 1250))
+    assert tuning.Progress.at(tmp_path / "progress.json", "key").of(batched(16)) == progress.measured
+    assert tuning.Progress.at(tmp_path / "progress.json", "other").measured == []
+
+
+def test_the_pareto_front_leaves_out_what_is_beaten_in_both():
+    points = [(100.0, 5.0), (200.0, 9.0), (150.0, 12.0), (300.0, 40.0), (90.0, 6.0)]
+    assert reporting.pareto(points) == [(100.0, 5.0), (200.0, 9.0), (300.0, 40.0)]
+
+
+# --- profile --------------------------------------------------------------------------------------------------
+
+
+def use(**values: float) -> profile.Use:
+    common = {"rate_rps": 5000.0, "server_s": 1.4e-4, "generator_s": 2e-5, "run_s": 8e-5, "batch": 1.0}
+    return profile.Use(**{**common, "median_s": 6e-4, "others": 0.0, **values})
+
+
+def a_profile(**values) -> profile.Profile:
+    sizes = profile.SIZES
+    common = {
+        "traffic": Traffic(model="tiny"),
+        "backend": "embedded",
+        "sizes": sizes,
+        "run_s": tuple(1e-4 + 2e-5 * size for size in sizes),
+        "fixed_s": 1e-4,
+        "row_s": 2e-5,
+        "residuals": (0.9, 1.1),
+        "spread_s": tuple((1e-4, 2e-4) for _ in sizes),
+        "together": {2: 1.6},
+        "full": use(),
+        "large": use(run_s=2e-4),
+        "batched": use(server_s=1.1e-4, batch=16.0),
+        "middle": use(rate_rps=2000.0, server_s=2.2e-4, generator_s=9e-5),
+        "model_digest": "x",
+        "machine": {"cores": 2},
+        "seconds": 30.0,
+        "measured": "2026-01-01T00:00:00+00:00",
+    }
+    return profile.Profile(**{**common, **values})
+
+
+def test_what_a_request_costs_is_divided_into_run_front_and_batching():
+    found = a_profile()
+    assert found.front_s == pytest.approx(6e-5)
+    assert found.batch_s[1] == pytest.approx(8e-5)  # as under load, not as by itself
+    assert found.batch_s[8] == pytest.approx(2e-4)
+    assert found.task_s == pytest.approx(1.1e-4 - 6e-5 - found.batch_s[16] / 16)
+    assert (np.diff(found.batch_s) >= 0).all()
+
+
+def test_a_calibrated_profile_gives_the_processor_time_and_the_latency_that_were_measured():
+    found = profile.calibrated(a_profile())
+    rate = found.middle.rate_rps
+    result = Model.of(found).at(OFF, rate, 20_000)
+    assert result.processor_use * 2 / rate == pytest.approx(found.middle.server_s, rel=0.1)
+    assert result.generator_use / rate == pytest.approx(found.middle.generator_s, rel=0.1)
+    assert result.percentile_ms(50) == pytest.approx(found.middle.median_s * 1e3, rel=0.1)
+
+
+def test_a_profile_is_the_same_when_it_is_read_again(tmp_path):
+    layout = Layout(tmp_path)
+    profile.save(layout, a_profile())
+    assert profile.load(layout, "tiny") == a_profile()
+    assert layout.service_profile("tiny").with_suffix(".svg").read_text().startswith("<svg")
+
+
+# --- parameters and the tuned file ----------------------------------------------------------------------------
+
+
+def test_parameters_are_given_as_in_the_declaration():
+    assert showing.parse("off", 64) == OFF
+    found = showing.parse("{max_batch_size: 16, num_batch_threads: 2}", 64)
+    assert (found.queue, found.threads) == (BatchQueue(max_batch_size=16), 2)
+
+
+@pytest.mark.parametrize("text", ["[1", "16", "{max_batch_size: 16}", "{max_batch_size: 0, num_batch_threads: 1}"])
+def test_parameters_that_are_none_are_refused(text):
+    with pytest.raises(DeclarationError):
+        showing.parse(text, 64)
+
+
+TEXT = """\
+name: tiny
+models:
+  a: {source: m.py:f}
+  b: {source: m.py:f}
+serving: {batching: tuned}
+"""
+
+
+@pytest.fixture
+def checkout(declare, tmp_path):
+    for name in ("a", "b"):
+        version = tmp_path / "models" / name / "versions" / "1"
+        version.mkdir(parents=True)
+        (version / "saved_model.pb").write_text(name)
+    return declare(TEXT)
+
+
+def keep(checkout, name: str, queue: BatchQueue | None, threads: int = 1, **evidence) -> None:
+    layout = Layout(checkout.root)
+    common = {"model_digest": tuned.model_digest(layout, name), "machine": tuned.machine.describe()}
+    tuned.write(layout, name, queue, threads, {**common, **evidence})
+
+
+def test_what_was_tuned_is_what_the_server_gets(checkout):
+    keep(checkout, "a", None)
+    keep(checkout, "b", BatchQueue(max_batch_size=32, allowed_batch_sizes=(8, 32)), threads=4)
+    found = batching.effective(checkout)
+    assert found.server and found.server.num_batch_threads == 4
+    assert found.queues == {"a": None, "b": BatchQueue(max_batch_size=32, allowed_batch_sizes=(8, 32))}
+
+
+def test_tuning_one_model_again_keeps_what_was_found_for_another(checkout):
+    keep(checkout, "b", BatchQueue(max_batch_size=32, allowed_batch_sizes=(8, 32)), threads=4)
+    keep(checkout, "a", None)
+    assert batching.effective(checkout).queues["b"] == BatchQueue(max_batch_size=32, allowed_batch_sizes=(8, 32))
+
+
+def test_nothing_is_batched_where_off_was_best_for_all(checkout):
+    keep(checkout, "a", None)
+    keep(checkout, "b", None)
+    assert batching.effective(checkout).server is None
+
+
+def test_nothing_is_doubted_of_what_was_tuned_here(checkout):
+    keep(checkout, "a", None)
+    keep(checkout, "b", None)
+    assert tuned.doubts(checkout) == []
+
+
+def test_another_model_another_machine_or_no_tuning_at_all_is_told(checkout):
+    keep(checkout, "a", None, machine={**tuned.machine.describe(), "cores": 4096})
+    what = [problem.what for problem in tuned.doubts(checkout)]
+    assert len(what) == 2 and "cores was 4096" in what[0]
+    assert what[1] == "nothing was tuned for b"
+
+    keep(checkout, "a", None)
+    (checkout.root / "models" / "a" / "versions" / "1" / "saved_model.pb").write_text("retrained")
+    assert "a is not the model that the parameters were tuned for" in [one.what for one in tuned.doubts(checkout)]
+
+
+def test_nothing_is_doubted_where_nothing_tuned_is_obeyed(declare):
+    assert tuned.doubts(declare(TEXT.replace("tuned", "off"))) == []
+
+
+def test_the_tuned_file_says_what_it_rests_on(checkout):
+    keep(checkout, "a", None, runs=["20260101-000000-abcd"], made="2026-01-01")
+    content = yaml.safe_load(Layout(checkout.root).tuned.read_text())
+    assert content["evidence"]["a"]["runs"] == ["20260101-000000-abcd"]
