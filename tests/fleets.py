@@ -79,14 +79,16 @@ def make_model(folder: Path, least_us: int = 4000, more_us: int = 12000) -> None
 
 
 @contextlib.contextmanager
-def servers(base: Path, ports: list[tuple[int, int]], model: str = MODEL, threads: int = 1) -> Iterator[None]:
+def servers(
+    base: Path, ports: list[tuple[int, int]], model: str = MODEL, threads: int = 1, flags: tuple[str, ...] = ()
+) -> Iterator[None]:
     """Run an embedded server on each pair of ports (REST, gRPC) until the block ends."""
     started = []
     try:
         for rest, grpc in ports:
             command = [sys.executable, "-m", "launchpad.modelserver", "--host=127.0.0.1", f"--rest_api_port={rest}"]
             command += [f"--port={grpc}", f"--model_name={model}", f"--model_base_path={base}"]
-            command += [f"--rest_api_num_threads={threads}", "--grpc_max_threads=16"]
+            command += [f"--rest_api_num_threads={threads}", "--grpc_max_threads=16", *flags]
             started.append(
                 subprocess.Popen(
                     command,

@@ -94,7 +94,7 @@ def render(inputs: Inputs) -> dict[str, str]:
 
 
 def _is_manifest(name: str) -> bool:
-    return name.endswith(".yaml.j2")
+    return "/" in name and name.endswith(".j2")
 
 
 def _tidy(text: str) -> str:

@@ -14,6 +14,7 @@ from launchpad.kubernetes import measured, stage
 from launchpad.kubernetes.measured import Measured, Probed
 from launchpad.kubernetes.render import Inputs, ServerImage, render
 from launchpad.kubernetes.sizing import replicas_for, size, with_zone_lost
+from launchpad.modelserver.flags import FLAGS
 from launchpad.spec import Kubernetes
 from launchpad.stage import Context
 from tests.conftest import MINIMAL, ROOT
@@ -109,6 +110,11 @@ def test_the_arguments_are_the_flags_of_the_image(manifests):
     held = dict(entry.split("=") for entry in generated["files"])
     assert set(named) <= set(held)
     assert all(f"base/{path}" in texts for path in held.values())
+
+
+def test_the_server_knows_every_flag_that_it_is_given(manifests):
+    for word in container_of(manifests()[1])["args"]:
+        assert word.partition("=")[0].removeprefix("--") in FLAGS
 
 
 def test_probes_ask_ports_that_the_container_has(manifests):
