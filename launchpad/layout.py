@@ -125,6 +125,10 @@ class Layout:
         return self.private / "logs" / "monitor.log"
 
     @property
+    def publishing_lock(self) -> Path:
+        return self.private / "publishing.lock"
+
+    @property
     def autotune_lock(self) -> Path:
         return self.private / "autotune.lock"
 

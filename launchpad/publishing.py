@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from launchpad.backends import how_ended
 from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault, GateFailed
+from launchpad.exclusive import exclusive
 from launchpad.layout import CANONICAL_MODELS, MODEL_BATCHING, Layout
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
@@ -49,7 +51,7 @@ class Published:
 
 
 class Publisher:
-    """Publishes to the server that was launched in a checkout. One publisher at a time for a model."""
+    """Publishes to the server that was launched in a checkout. Not to be used by several threads."""
 
     def __init__(self, declaration: Declaration) -> None:
         """Raises EnvironmentFault if no server runs, or it runs where versions cannot be published."""
@@ -96,10 +98,14 @@ class Publisher:
         replace: take the version served until now away: move its labels, wait until the server has let go of it,
             and remove its folder from the deployment. Without it the folder stays, to go back by `withdraw`.
         Raises NotLoaded where the server cannot load it: it is withdrawn, and nothing has changed.
-        Raises EnvironmentFault or ServerError where the server cannot be asked or obeyed.
+        Raises EnvironmentFault or ServerError where the server cannot be asked or obeyed, or another process publishes.
         """
         if batching != "as it is":
             self._refuse_batching()
+        with self._alone():
+            return self._publish(model, source, batching, why, replace)
+
+    def _publish(self, model: str, source: Path | None, batching: Queue, why: str, replace: bool) -> Published:
         before = self.served(model)
         number = self._next(model)
         folder = self._layout.deployed(model) / str(number)
@@ -132,9 +138,10 @@ class Publisher:
         folder = self._layout.deployed(model) / str(version)
         if self.versions(model) == [version]:
             raise EnvironmentFault(f"version {version} is all that {model} has: it cannot be withdrawn")
-        files.remove(_hidden(folder))
-        self._await(lambda: self._gone(model, version), f"the server does not let go of {model} version {version}")
-        self._record(model)
+        with self._alone():
+            files.remove(_hidden(folder))
+            self._await(lambda: self._gone(model, version), f"the server does not let go of {model} version {version}")
+            self._record(model)
 
     def serve(self, model: str, versions: list[int] | None) -> None:
         """Serve exactly these versions of a model, or with None those of the declared policy again; wait for them.
@@ -182,6 +189,9 @@ class Publisher:
         return old
 
     # --- steps ---
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return exclusive(self._layout.publishing_lock, "another process publishes to this checkout's server")
 
     def _next(self, model: str) -> int:
         """Return a number above all that are there or that the server has known."""

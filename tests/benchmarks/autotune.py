@@ -1,7 +1,7 @@
 """p99 under a scripted load: batching that follows it, beside fixed parameters.
 
     python -m tests.benchmarks.autotune                        # about ten minutes
-    python -m tests.benchmarks.autotune --seconds 20 --policies threshold,model --rounds 2
+    python -m tests.benchmarks.autotune --fixed 'off;16, 0 µs' --policies model --rounds 3 --seconds 12
 
 The load of digits-cnn is low, five times that, a spike, low; requests are due at random times, the same ones for all.
 Each contender is an embedded server in a checkout of its own: with fixed parameters, or starting from the declared ones
@@ -31,7 +31,7 @@ from launchpad.loadtest.arrivals import constant_rate, poisson
 from tests.integration.conftest import REPOSITORY, Checkout
 
 MODEL = "digits-cnn"
-RATES = (100, 500, 1500, 100)
+RATES = (200, 1000, 1600, 200)
 DECLARED = "{max_batch_size: 16, batch_timeout_micros: 500, max_enqueued_batches: 64}"
 FIXED = {
     "off": "off",
@@ -149,12 +149,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=18, help="length of a phase; a multiple of 3")
     parser.add_argument("--policies", default="threshold,model", help="policies to try")
+    parser.add_argument("--fixed", default=";".join(FIXED), help="fixed parameters to compare with, between semicolons")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     facts = machine.describe()
     console.say(f"{facts['processor']}, {facts['cores']} cores; phases of {options.seconds} s; {options.rounds} rounds")
     with ExitStack() as cleanup, tempfile.TemporaryDirectory() as folder:
-        wanted = [(name, batching, "") for name, batching in FIXED.items()]
+        wanted = [(name, FIXED[name], "") for name in options.fixed.split(";")]
         wanted += [(f"autotune, {policy}", DECLARED, policy) for policy in options.policies.split(",") if policy]
         contenders = [
             prepared(Path(folder) / str(number), name, batching, policy, options.seconds)

@@ -16,6 +16,7 @@ from launchpad import backends, declaration, replacement
 from launchpad.backends import how_ended
 from launchpad.client import RestClient, ServerError
 from launchpad.errors import EnvironmentFault
+from launchpad.exclusive import exclusive
 from launchpad.pipeline import context
 from launchpad.publishing import NotLoaded, Publisher
 from launchpad.server import Server
@@ -136,6 +137,13 @@ def test_two_versions_serve_side_by_side_and_a_label_moves_between_them(publishe
     publisher.serve(MODEL, None)
     publisher.withdraw(MODEL, second)
     assert states(publisher) == {first: "AVAILABLE"}
+
+
+def test_two_processes_do_not_publish_at_once(publisher, served):
+    before = publisher.served(MODEL)
+    with exclusive(served.layout.publishing_lock), pytest.raises(EnvironmentFault, match="another process publishes"):
+        publisher.publish(MODEL)
+    assert states(publisher) == {before: "AVAILABLE"}
 
 
 def test_only_what_was_published_and_is_not_served_is_pruned(publisher, served):
