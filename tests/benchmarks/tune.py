@@ -1,0 +1,298 @@
+"""Whether the simulator predicts what is measured, and whether tuning finds what an exhaustive grid finds.
+
+    python -m tests.benchmarks.tune predicted              # 14 configurations, about 10 minutes a model
+    python -m tests.benchmarks.tune grid                   # 45 configurations, about half an hour a model
+    python -m tests.benchmarks.tune report                 # what has been measured so far; measures nothing
+    flock MACHINE python -m tests.benchmarks.tune grid --model digits-cnn --seconds 280
+
+Each configuration is measured once, by the capacity search, and kept in `results/tune.json` as it comes in: a run goes
+on where the last one ended, and `--seconds` ends it after a while, so that an hour can be measured in slices. The
+profile that predictions rest on is made first, in the same file; none of the configurations takes part in it but `off`.
+
+`predicted` also puts 70 % of the predicted capacity on each configuration, and compares p99. `grid` compares the best of
+the grid with what `tune` chooses by its own rules when it may look up this grid's measurements, and with Optuna's TPE
+that may look up as many (median of 20 seeds); the measuring time of either is that of the configurations it looked up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from launchpad import declaration, files, machine, tuned
+from launchpad.examples import Examples
+from launchpad.layout import Layout
+from launchpad.spec import BatchQueue, Traffic
+from launchpad.tune import predict, profile, tuning
+from launchpad.tune.bench import Bench
+from launchpad.tune.predict import Configuration, Goal, Limits, Model
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = Path(__file__).parent / "results" / "tune.json"
+MODELS = ("digits-mlp", "digits-cnn")
+REQUEST_THREADS = 64
+GOAL = Goal("rate", Limits(0.1, 0.001))
+SHARE = 0.7
+RATE_S = 8.0
+BOUND = 64
+ENOUGH = 3
+"""Configurations that tune measures beside `off`."""
+SEEDS = 20
+
+
+def batched(size: int, timeout_us: int, threads: int, bound: int = BOUND, sizes: tuple[int, ...] = ()) -> Configuration:
+    queue = BatchQueue(
+        max_batch_size=size, batch_timeout_micros=timeout_us, max_enqueued_batches=bound, allowed_batch_sizes=sizes
+    )
+    return Configuration(queue, threads, REQUEST_THREADS)
+
+
+OFF = Configuration(None, 1, REQUEST_THREADS)
+PREDICTED = (
+    OFF,
+    batched(16, 500, 2),
+    batched(128, 1000, 8, 1000),
+    batched(64, 0, 1),
+    batched(4, 0, 2),
+    batched(8, 1000, 1),
+    batched(32, 2000, 2),
+    batched(64, 500, 8),
+    batched(128, 0, 2),
+    batched(2, 0, 1),
+    batched(32, 0, 4, 64, (8, 16, 32)),
+    batched(128, 5000, 1),
+    batched(16, 0, 8),
+    batched(64, 2000, 2, 16),
+)
+GRID = (
+    OFF,
+    *(
+        batched(size, timeout, threads)
+        for size in (4, 8, 16, 32, 64, 128)
+        for timeout in (0, 1000)
+        for threads in (1, 2, 4)
+    ),
+    *(batched(size, 5000, 2) for size in (8, 16, 32, 64, 128)),
+    batched(16, 500, 2),
+    batched(128, 1000, 8, 1000),
+    batched(64, 500, 8),
+)
+
+Kept = dict[str, Any]
+CONFIGURATION = TypeAdapter(Configuration)
+PROFILE = TypeAdapter(profile.Profile)
+
+
+def kept() -> Kept:
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {"machine": machine.describe(), "models": {}}
+
+
+def of(document: Kept, model: str) -> Kept:
+    return document["models"].setdefault(model, {"profile": None, "measured": []})
+
+
+def configuration(row: Kept) -> Configuration:
+    return CONFIGURATION.validate_json(json.dumps(row["configuration"]))
+
+
+def row_of(part: Kept, chosen: Configuration) -> Kept | None:
+    return next((row for row in part["measured"] if configuration(row) == chosen), None)
+
+
+def save(document: Kept) -> None:
+    KEPT.parent.mkdir(exist_ok=True)
+    files.write_json(KEPT, document)
+
+
+def profiled(document: Kept, model: str) -> profile.Profile:
+    """Return the profile that predictions rest on; measured when there is none."""
+    part = of(document, model)
+    if part["profile"] is None:
+        layout = Layout(ROOT)
+        examples = Examples.load(layout.evidence(model, 1) / "examples.npz")
+        line = Traffic(model=model)
+        found = profile.measure(bench(model), line, examples, tuned.model_digest(layout, model), print)
+        part["profile"] = PROFILE.dump_python(found, mode="json")
+        save(document)
+    return PROFILE.validate_json(json.dumps(part["profile"]))
+
+
+def bench(model: str) -> Bench:
+    return Bench(declaration.load(ROOT), ROOT / ".launchpad" / "tune" / "benchmark" / model, [Traffic(model=model)])
+
+
+def measure(model: str, chosen: Configuration, found: profile.Profile, with_p99: bool) -> Kept:
+    """Measure a configuration's capacity, and its p99 at SHARE of the predicted one."""
+    began = time.monotonic()
+    expected = predict.expected(Model.of(found), chosen, GOAL)
+    guess = expected.value if expected.value > 0 else 500.0
+    place = bench(model)
+    rate = SHARE * guess
+    loads = {"share": {"loop": "open", "rate_rps": round(rate, 1), "duration_s": RATE_S}}
+    threads = {"rest_api_num_threads": chosen.request_threads, "grpc_max_threads": chosen.request_threads}
+    place.declare({model: chosen.queue}, chosen.threads, loads, threads)
+    server = place.launch()
+    row: Kept = {"configuration": CONFIGURATION.dump_python(chosen, mode="json"), "title": chosen.title}
+    try:
+        if with_p99:
+            used = profile.use(place, server, "share")
+            totals = place.results("summary.json")[-1]["totals"]
+            simulated = Model.of(found).at(chosen, rate, predict.FINE_REQUESTS)
+            row |= {
+                "rate_rps": rate,
+                "p99_ms": totals["p99_ms"],
+                "p50_ms": totals["p50_ms"],
+                "predicted_p99_ms": simulated.percentile_ms(99),
+                "predicted_p50_ms": simulated.percentile_ms(50),
+                "others": used.others,
+            }
+        words = ("capacity", "--p99", f"{GOAL.limits.p99_s * 1e3:g}", "--start", f"{guess:.0f}")
+        place.invoke(*words, allowed=(0, 1))
+        capacity = place.results("capacity.json")[-1]
+    finally:
+        place.stop()
+    return {
+        **row,
+        "predicted_rps": [expected.value, expected.low, expected.high],
+        "capacity_rps": capacity["interval_rps"],
+        "limited": capacity["limited"],
+        "seconds": round(time.monotonic() - began, 1),
+        "at": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def run(models: list[str], configurations: tuple[Configuration, ...], with_p99: bool, end: float) -> None:
+    document = kept()
+    for model in models:
+        found = profiled(document, model)
+        part = of(document, model)
+        for chosen in configurations:
+            row = row_of(part, chosen)
+            if row and (not with_p99 or "p99_ms" in row):
+                continue
+            if time.monotonic() > end:
+                print("time is over; run it again to go on")
+                return
+            if row:
+                part["measured"].remove(row)
+            part["measured"].append(measure(model, chosen, found, with_p99))
+            print(model, part["measured"][-1]["title"], part["measured"][-1]["capacity_rps"], flush=True)
+            save(document)
+
+
+def middle(row: Kept) -> float:
+    low, high = row["capacity_rps"]
+    return math.sqrt(low * (high or low)) if low else 0.0
+
+
+def show(models: list[str]) -> None:
+    document = kept()
+    for model in models:
+        part = of(document, model)
+        if part["measured"]:
+            show_predictions(model, part["measured"])
+            show_grid(model, part)
+
+
+def show_predictions(model: str, measured: list[Kept]) -> None:
+    print(f"\n### {model}: predicted beside measured\n")
+    print("| configuration | capacity, predicted | measured | off by | p99 at rate, predicted | measured | off by |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for row in measured:
+        expected, value = row["predicted_rps"][0], middle(row)
+        off = f"{expected / value - 1:+.0%}" if value else ""
+        low, high = row["capacity_rps"]
+        text = f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{' !' if row['limited'] else ''} | {off} "
+        if "p99_ms" in row:
+            text += f"| {row['predicted_p99_ms']:.1f} ms at {row['rate_rps']:,.0f} | {row['p99_ms']:.1f} "
+            text += f"| {row['predicted_p99_ms'] / row['p99_ms'] - 1:+.0%} |"
+        else:
+            text += "| | | |"
+        print(text)
+    errors = [abs(row["predicted_rps"][0] / middle(row) - 1) for row in measured if middle(row)]
+    late = [abs(row["predicted_p99_ms"] / row["p99_ms"] - 1) for row in measured if "p99_ms" in row]
+    print(f"\ncapacity within 10 %: {sum(error <= 0.1 for error in errors)} of {len(errors)}", end="; ")
+    print(f"p99 within 15 %: {sum(error <= 0.15 for error in late)} of {len(late)}")
+    print("! the generator was in the way: a lower bound")
+
+
+def show_grid(model: str, part: Kept) -> None:
+    rows = {chosen: row for chosen in GRID if (row := row_of(part, chosen))}
+    print(f"\n### {model}: {len(rows)} of the grid's {len(GRID)} configurations are measured")
+    if len(rows) < len(GRID):
+        print("not run: the comparison with the exhaustive grid needs all of them")
+        return
+    best = max(map(middle, rows.values()))
+    whole_s = sum(row["seconds"] for row in rows.values())
+    looked = chosen_by_tune(part, rows)
+    found = max(middle(rows[one]) for one in looked)
+    time_s = sum(rows[one]["seconds"] for one in looked)
+    print(f"best of the grid {best:,.0f} requests/s; whole grid {whole_s / 60:.0f} min")
+    print(f"tune: {found / best:.1%} of it, with {len(looked)} measured, {time_s / whole_s:.0%} of the time")
+    shares = sorted(chosen_by_optuna(rows, len(looked), seed) / best for seed in range(SEEDS))
+    print(f"Optuna TPE, as many: median {statistics.median(shares):.1%}, worst {shares[0]:.1%} of it, {SEEDS} seeds")
+
+
+def chosen_by_tune(part: Kept, rows: dict[Configuration, Kept]) -> list[Configuration]:
+    """Return what tune would measure if the grid were all there is: off, and those that could be best."""
+    found = PROFILE.validate_json(json.dumps(part["profile"]))
+    ranked = predict.rank(Model.of(found), list(rows), GOAL, lambda done, total: None, workers=1, finer=len(rows))
+    return list(dict.fromkeys([OFF, *predict.worth_measuring(ranked, GOAL, ENOUGH)]))
+
+
+def chosen_by_optuna(rows: dict[Configuration, Kept], trials: int, seed: int) -> float:
+    """Return the best capacity that TPE meets in so many looks at the grid, told nothing of it beforehand."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sizes = sorted({one.queue.max_batch_size for one in rows if one.queue})
+    timeouts = sorted({one.queue.batch_timeout_micros for one in rows if one.queue})
+    pools = sorted({one.threads for one in rows if one.queue})
+
+    def look(trial: Any) -> float:
+        if not trial.suggest_categorical("batching", [True, False]):
+            return middle(rows[OFF])
+        wish = (
+            trial.suggest_categorical("size", sizes),
+            trial.suggest_categorical("timeout", timeouts),
+            trial.suggest_categorical("threads", pools),
+        )
+        nearest = min((one for one in rows if one.queue), key=lambda one: _distance(one, wish))
+        return middle(rows[nearest])
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    study.optimize(look, n_trials=trials)
+    return float(study.best_value)
+
+
+def _distance(one: Configuration, wish: tuple[int, int, int]) -> float:
+    assert one.queue
+    size, timeout, threads = wish
+    apart = abs(math.log2(one.queue.max_batch_size / size)) + abs(math.log2(one.threads / threads))
+    return apart + abs(one.queue.batch_timeout_micros - timeout) / 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("predicted", "grid", "report"))
+    parser.add_argument("--model", choices=MODELS, help="this model alone")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further measurement after so long")
+    given = parser.parse_args()
+    models = [given.model] if given.model else list(MODELS)
+    end = time.monotonic() + given.seconds
+    if given.part == "predicted":
+        run(models, PREDICTED, True, end)
+    elif given.part == "grid":
+        run(models, GRID, False, end)
+    show(models)
+
+
+if __name__ == "__main__":
+    main()
