@@ -7,10 +7,10 @@
 
 Each configuration is measured once, by the capacity search, and kept in `results/tune.json` as it comes in: a run goes
 on where the last one ended, and `--seconds` ends it after a while, so that an hour can be measured in slices. The
-profile that predictions rest on is made first, in the same file; none of the configurations takes part in it but `off`.
+profile that predictions rest on is made first, in the same file; of the configurations only `off` takes part in it.
 
-`predicted` also puts 70 % of the predicted capacity on each configuration, and compares p99. `grid` compares the best of
-the grid with what `tune` chooses by its own rules when it may look up this grid's measurements, and with Optuna's TPE
+`predicted` also puts 70 % of the predicted capacity on each configuration, and compares p99. `grid` compares the best
+of the grid with what `tune` chooses by its own rules when it may look up this grid's measurements, and with Optuna's TPE
 that may look up as many (median of 20 seeds); the measuring time of either is that of the configurations it looked up.
 """
 
@@ -30,7 +30,7 @@ from launchpad import declaration, files, machine, tuned
 from launchpad.examples import Examples
 from launchpad.layout import Layout
 from launchpad.spec import BatchQueue, Traffic
-from launchpad.tune import predict, profile, tuning
+from launchpad.tune import predict, profile
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Goal, Limits, Model
 
