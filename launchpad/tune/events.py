@@ -130,7 +130,7 @@ def _factor(factors: Any, ends: Any, k: int) -> float:
     return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def run(
     times: Any,  # [n] due times in s, increasing
     sizes: Any,  # [n] rows
@@ -240,6 +240,7 @@ def run(
             if client_busy:
                 client_total += wait * share
 
+        kind_before = -1
         tries = 0  # how many threads look for a batch; -1: all that are free
         tried = -1  # which one, when it is one
         enter = -1  # a request that reaches the server
@@ -295,6 +296,7 @@ def run(
                         item_tail += 1
         else:
             f, kind, held_now = index, mode[index], argument[index]
+            kind_before = kind
             mode[f] = -1
             front_idle[f] = now
             fronts_busy -= 1
@@ -434,7 +436,7 @@ def run(
                     if mode[f] < 0 and threads_busy < threads:
                         timer = _earliest(q, timeouts, order, batches, started)
 
-        if not loop:
+        if not loop and (what in (2, 4) or tries != 0 or kind_before == READ):
             while tries != 0 and threads_busy < threads:
                 b = _next_batch(q, now, timeouts, order, batches, started, counts)
                 if b < 0:

@@ -10,8 +10,8 @@ on where the last one ended, and `--seconds` ends it after a while, so that an h
 profile that predictions rest on is made first, in the same file; of the configurations only `off` takes part in it.
 
 `predicted` also puts 70 % of the predicted capacity on each configuration, and compares p99. `grid` compares the best
-of the grid with what `tune` chooses by its own rules when it may look up this grid's measurements, and with Optuna's TPE
-that may look up as many (median of 20 seeds); the measuring time of either is that of the configurations it looked up.
+of the grid with what `tune` chooses by its own rules when it may look up this grid's measurements, and with Optuna's
+TPE that may look up as many (median of 20 seeds); the measuring time of either is that of what it looked up.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ def show_predictions(model: str, measured: list[Kept]) -> None:
         expected, value = row["predicted_rps"][0], middle(row)
         off = f"{expected / value - 1:+.0%}" if value else ""
         low, high = row["capacity_rps"]
-        text = f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{' !' if row['limited'] else ''} | {off} "
+        mark = " !" if row["limited"] else ""
+        text = f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{mark} | {off} "
         if "p99_ms" in row:
             text += f"| {row['predicted_p99_ms']:.1f} ms at {row['rate_rps']:,.0f} | {row['p99_ms']:.1f} "
             text += f"| {row['predicted_p99_ms'] / row['p99_ms'] - 1:+.0%} |"
