@@ -79,4 +79,4 @@ def _page(rows: list[Row]) -> Group:
 def _figure(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:,.1f}" if isinstance(value, float) else str(value)
+    return (f"{value:,.1f}" if value >= 10 else f"{value:.2f}") if isinstance(value, float) else str(value)

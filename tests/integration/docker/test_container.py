@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -57,13 +58,20 @@ def sleeper(built, engine, tmp_path):
 
 
 def test_auto_takes_the_engine_and_the_chain_runs_through_a_container(dockerised):
-    dockerised.edit(("backend: docker", "backend: auto"))
+    dockerised.edit(
+        ("backend: docker", "backend: auto"), ("store: sqlite", "monitor: {interval_s: 0.5}\n\nstore: sqlite")
+    )
 
     done = dockerised.invoke("deploy-local", "--profile", "smoke", "--duration", "2", check=True)
 
     assert "(docker: a Docker engine answers)" in done.stdout
     (run,) = dockerised.runs()
     assert (dockerised.root / "reports" / run.name / "report.html").exists()
+    sql = (
+        "select max(cpu) as cpu, max(memory_mib) as memory_mib, sum(answered) as answered from samples where model = ''"
+    )
+    (seen,) = json.loads(dockerised.invoke("query", sql, "--json", check=True).stdout)
+    assert 0.01 < seen["cpu"] < 64 and 50 < seen["memory_mib"] < 8192 and seen["answered"] > 0
 
 
 def test_the_engine_finds_the_container_healthy_and_it_may_do_nothing_but_serve(container):
