@@ -15,6 +15,7 @@ import pytest
 from launchpad import declaration
 from launchpad.publishing import Publisher
 from launchpad.server import Server
+from launchpad.spec import BatchQueue
 
 PHASES = ((60, 3), (300, 6), (700, 6), (60, 3))
 """Requests a second and seconds: low, five times that, a spike, low."""
@@ -155,6 +156,18 @@ def test_metrics_that_stop_coming_are_told_and_nothing_is_changed(served, busy):
 @pytest.fixture
 def launched_anew(served) -> None:
     served.invoke("launch", "--force", check=True)
+
+
+def test_the_simulators_policy_ends_a_wait_that_brings_nothing(served, launched_anew, busy):
+    patient = BatchQueue(max_batch_size=64, batch_timeout_micros=20_000, max_enqueued_batches=16)
+    publisher = Publisher(declaration.load(served.root))
+    publisher.publish("digits-cnn", batching=patient, replace=True)
+    autotuner = Autotuner(served, "--policy", "model")
+    autotuner.says("the simulator expects a p99 of", 60)
+    autotuner.says("on trial")
+    assert autotuner.end() == 0
+    queue = publisher.batching("digits-cnn", publisher.served("digits-cnn"))
+    assert queue is None or queue.batch_timeout_micros < 5000
 
 
 def test_a_version_that_cannot_be_loaded_is_told_once_and_the_old_one_serves_on(served, launched_anew, busy):

@@ -117,10 +117,10 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
 
 def _loop(tuner: Autotuner, interval_s: float, duration_s: float) -> None:
     start = time.monotonic()
-    tuner.look(start)
+    tuner.look()
     while not duration_s or time.monotonic() - start < duration_s:
         time.sleep(interval_s)
-        tuner.look(time.monotonic())
+        tuner.look()
 
 
 def _settings(declared: Declaration, policy: str) -> Autotune:
@@ -170,7 +170,10 @@ def _policy(declared: Declaration, settings: Autotune, rules: Rules, models: Seq
             console.say(f"  ! {doubt}", "yellow")
     threads = int(declared.pipeline.serving.flags.get("rest_api_num_threads", FLAGS["rest_api_num_threads"].default))
     host = known[models[0]].host(threads)
-    return Simulated(rules, {name: its.times() for name, its in known.items()}, host, replacement.batch_threads(layout))
+    costs = {name: its.times() for name, its in known.items()}
+    simulated = Simulated(rules, costs, host, replacement.batch_threads(layout))
+    simulated.expected_ms(models[0], {}, {models[0]: 1.0})  # compiles the simulator, before there is anything to decide
+    return simulated
 
 
 class Screen:

@@ -90,7 +90,7 @@ class _Model:
 
 
 class Autotuner:
-    """Adjusts the models of one server. `look` is one round; times are seconds on the clock that it is given."""
+    """Adjusts the models of one server. `look` is one round; times are seconds on `clock`."""
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class Autotuner:
         rules: Rules,
         journal: Journal,
         dry_run: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """names: what to adjust, models and SERVER. Raises ServerError where the server cannot be asked."""
         self._live = live
@@ -107,39 +108,41 @@ class Autotuner:
         self._rules = rules
         self._journal = journal
         self._dry_run = dry_run
+        self._clock = clock
         self._pages: deque[Snapshot] = deque()
         self._trouble = ""
         self._instance = live.instance()
         self._models = {name: self._begin(name, live.version(name), 0.0) for name in names}
 
-    def look(self, now_s: float) -> None:
+    def look(self) -> None:
         """Read the metrics, decide for each model, and do what was decided."""
         self._trouble = ""
         try:
-            self._follow(now_s)
+            self._follow()
         except (LaunchpadError, ServerError, ValueError) as error:
             self._pages.clear()
             self._trouble = f"the metrics do not come ({error}); nothing is changed until they do"
         for name in self._models:
-            self._look_at(name, now_s)
+            self._look_at(name)
 
-    def _follow(self, now_s: float) -> None:
+    def _follow(self) -> None:
         """Read the page; begin anew where the server is another, or someone else published to it."""
         if (instance := self._live.instance()) != self._instance:
             self._pages.clear()
             self._instance = instance
-            self._models = {name: self._begin(name, self._live.version(name), now_s) for name in self._models}
-        self._read_page(now_s)
+            self._models = {name: self._begin(name, self._live.version(name), self._clock()) for name in self._models}
+        self._read_page()
         for name, model in self._models.items():
             if (version := self._live.version(name)) != model.version:
-                self._models[name] = self._begin(name, version, now_s)
+                self._models[name] = self._begin(name, version, self._pages[-1].taken_s)
 
-    def _read_page(self, now_s: float) -> None:
-        self._pages.append(parse(self._live.metrics(), now_s))
+    def _read_page(self) -> None:
+        text, now_s = self._live.metrics(), self._clock()
+        self._pages.append(parse(text, now_s))
         while len(self._pages) > 1 and self._pages[1].taken_s <= now_s - self._rules.declared.window_s:
             self._pages.popleft()
 
-    def _look_at(self, name: str, now_s: float) -> None:
+    def _look_at(self, name: str) -> None:
         model = self._models[name]
         before = model.state.current
         seen = self._observed(name)
@@ -152,7 +155,7 @@ class Autotuner:
             told = replace(decision, reason=self._trouble) if self._trouble else decision
             self._enter(name, before, told, seen, "held")
         else:
-            self._enter(name, before, decision, seen, self._apply(name, decision, seen, now_s))
+            self._enter(name, before, decision, seen, self._apply(name, decision, seen))
 
     def _observed(self, name: str) -> Observation | None:
         """Return what was seen of a model under its present setting; None if that is nothing yet."""
@@ -170,28 +173,27 @@ class Autotuner:
     def _begin(self, name: str, version: int, since_s: float) -> _Model:
         return _Model(State.of(self._live.setting(name, version)), version, since_s)
 
-    def _apply(self, name: str, decision: Decision, seen: Observation, now_s: float) -> str:
+    def _apply(self, name: str, decision: Decision, seen: Observation) -> str:
         model = self._models[name]
         if self._dry_run:
-            model.state = control.postponed(model.state, now_s)
+            model.state = control.postponed(model.state, self._clock())
             return "would apply"
-        start = time.monotonic()
         try:
             model.version = self._live.publish(name, decision.to, decision.reason)
         except NotLoaded as refusal:
-            model.state = control.postponed(control.refused(model.state, decision), now_s)
+            model.state = control.postponed(control.refused(model.state, decision), self._clock())
             return str(refusal)
         except (LaunchpadError, ServerError, OSError) as error:
-            model.state = control.postponed(model.state, now_s)
+            model.state = control.postponed(model.state, self._clock())
             return f"could not be applied: {error}"
-        done_s = now_s + time.monotonic() - start
+        done_s = self._clock()
         model.state = control.changed(model.state, decision, seen, done_s)
         model.since_s = done_s
         if name == SERVER:  # another server counts from nought
             self._instance = self._live.instance()
             self._pages.clear()
         with contextlib.suppress(ServerError, ValueError):  # else the next look is the first under the new parameters
-            self._read_page(done_s)
+            self._read_page()
         return "applied"
 
     def _enter(self, name: str, before: Setting, decision: Decision, seen: Observation | None, outcome: str) -> None:

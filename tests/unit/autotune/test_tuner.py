@@ -69,13 +69,18 @@ class Run:
     def __init__(self, server: Scripted, rules: Rules = RULES, dry_run: bool = False) -> None:
         self.server = server
         self.entries: list[Entry] = []
+        self.now_s = 0.0
         wish = threshold(rules)
 
         def policy(name, situation):
             return wish(situation.settings[name], situation.seen[name])
 
-        self.tuner = Autotuner(server, list(server.served), policy, rules, self.entries.append, dry_run)
-        self.now_s = 0.0
+        self.tuner = Autotuner(server, list(server.served), policy, rules, self.entries.append, dry_run, self.clock)
+
+    def clock(self) -> float:
+        """Every look at the clock takes a microsecond."""
+        self.now_s += 1e-6
+        return self.now_s
 
     def go(self, rounds: int, requests: int = 100) -> list[Entry]:
         """Return the entries of so many further rounds."""
@@ -83,7 +88,7 @@ class Run:
         for _ in range(rounds):
             self.server.serve(requests)
             self.now_s += 5
-            self.tuner.look(self.now_s)
+            self.tuner.look()
         return self.entries[known:]
 
 
@@ -97,7 +102,20 @@ def test_parameters_grow_one_judged_step_after_the_other(server):
     assert server.published == [8, 16, 32, 64]
     applied = [entry for entry in entries if entry.outcome == "applied"]
     assert [entry.version for entry in applied] == [2, 3, 4, 5]
-    assert "p99" in applied[0].decision.reason and applied[0].seen.rate_rps == 20
+    assert "p99" in applied[0].decision.reason and applied[0].seen.rate_rps == pytest.approx(20)
+
+
+def test_time_that_a_policy_takes_to_think_makes_no_rate_higher(server):
+    run = Run(server)
+    quick = run.tuner._policy
+
+    def slow(name, situation):
+        run.now_s += 9
+        return quick(name, situation)
+
+    run.tuner._policy = slow
+    rates = [entry.seen.rate_rps for entry in run.go(20) if entry.seen]
+    assert rates and max(rates) < 20.01
 
 
 def test_a_step_that_makes_it_worse_is_taken_back_and_not_repeated(server):
