@@ -4,8 +4,9 @@
 `latency.hlog`: an HdrHistogram log (format 1.2) with an interval histogram for each second, line and kind of latency;
 `kind/line`, percent-encoded, is the tag; values are in µs. Kinds: `response`, from when a request was due; in an open
 loop also `service`, from when it was sent, and `lag`, from due to sent; `failed`, of requests without a right answer.
-`server.json`: what the server said of itself: `began` (UTC time of second 0), `use` ([second, cores, MiB]), metrics
-over the run. Files that were cut short are read up to their last whole row.
+`server.json`: what the server said of itself: `began` (UTC time of second 0), metrics over the run, and `use`: [second,
+cores, MiB, share of the busiest GPU's time, MiB of GPUs], None where there is none.
+Files that were cut short are read up to their last whole row.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What the server itself says of a run, kept in the run folder as `server.json`: its metrics over the run, and the
-processor and memory of its processes by second.
+processor, memory and GPU of its processes by second.
 
 The metrics page is read before and after, never in between: what is measured shall not answer questions meanwhile.
 """
@@ -25,7 +25,7 @@ class Watch:
         self._server = server
         self._resources = Resources(server)
         self._began = ""
-        self._use: list[tuple[int, float | None, float]] = []
+        self._use: list[tuple[int, float | None, float, float | None, float | None]] = []
         self._last: tuple[float, float] | None = None
         self._trouble = "" if server.rest_url and server.metrics_path else "the server has no metrics page"
         self._before = self._snapshot()
@@ -42,7 +42,7 @@ class Watch:
         if self._last and now > self._last[0]:
             cores = round((used.cpu_s - self._last[1]) / (now - self._last[0]), 3)
         self._last = now, used.cpu_s
-        self._use.append((second, cores, round(used.memory_mib, 1)))
+        self._use.append((second, cores, round(used.memory_mib, 1), used.gpu, used.gpu_memory_mib))
 
     def keep(self, folder: Path) -> None:
         """Write `server.json`. What could not be had is left out and named in `trouble`."""

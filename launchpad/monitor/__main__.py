@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-os.nice(10)  # what is watched goes first, also while this program is still being loaded
-
-from launchpad.monitor.watch import in_background  # noqa: E402
+from launchpad.monitor.watch import in_background
 
 parser = argparse.ArgumentParser(prog="launchpad.monitor")
 parser.add_argument("root", type=Path)

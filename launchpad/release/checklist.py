@@ -48,9 +48,11 @@ def markdown(candidate: Candidate, lines: Sequence[Line], said: Mapping[str, Any
     """Return the checklist."""
     blocking = [line for line in lines if line.blocks]
     waived = [line for line in lines if line.waived]
-    verdict = f"**{len(blocking)} of {len(lines)} gates block the release**" if blocking else "**Every gate passed**"
-    if waived:
-        verdict += f", {len(waived)} by a waiver" if not blocking else f"; {len(waived)} waived"
+    passed = sum(line.finding.verdict == "passed" for line in lines)
+    verdict = (
+        f"**{len(blocking)} of {len(lines)} gates block the release**" if blocking else "**No gate blocks the release**"
+    )
+    verdict += f": {passed} passed, {len(waived)} are waived"
     text = [
         f"# Release {candidate.version}",
         "",

@@ -22,9 +22,11 @@ def draw(facts: Facts) -> dict[str, tuple[str, str]]:
         charts["spent"] = drawing.svg(_spent, facts, "Where a request's time goes"), _spent_in_words(facts)
     if sum(facts.server.get("batches", {}).get("counts", ())):
         charts["batches"] = drawing.svg(_batches, facts, "Batches by size"), _batches_in_words(facts)
-    if any(cores is not None for _, cores, _ in facts.server.get("use", ())):
+    if any(row[1] is not None for row in facts.server.get("use", ())):
         charts["cpu"] = drawing.svg(_cpu, facts, "Processor time of the server"), _cpu_in_words(facts)
         charts["memory"] = drawing.svg(_memory, facts, "Memory of the server"), _memory_in_words(facts)
+    if any(row[3] is not None for row in facts.server.get("use", ())):
+        charts["gpu"] = drawing.svg(_gpu, facts, "Busiest GPU"), _gpu_in_words(facts)
     if facts.summary["warmup"]:
         charts["warmup"] = drawing.svg(_warmup, facts, "First request against steady state"), _warmup_in_words(facts)
     return charts
@@ -173,17 +175,28 @@ def _memory(axes: Any, facts: Facts) -> None:
 def _use(axes: Any, facts: Facts, column: int, label: str, color: str) -> None:
     rows = [row for row in facts.server["use"] if row[column] is not None]
     axes.plot([row[0] for row in rows], [row[column] for row in rows], color=color, label=label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(row[column] for row in rows) or 1)
 
 
 def _cpu_in_words(facts: Facts) -> str:
-    known = [cores for _, cores, _ in facts.server["use"] if cores is not None]
+    known = [cores for _, cores, *_ in facts.server["use"] if cores is not None]
     cores = facts.summary["machine"]["cores"]
     return f"The server used {sum(known) / len(known):.2f} of {cores} cores on average, {max(known):.2f} at most."
 
 
+def _gpu(axes: Any, facts: Facts) -> None:
+    _use(axes, facts, 3, "share of its time", drawing.SERIES[2])
+    _seconds(axes, "share")
+
+
+def _gpu_in_words(facts: Facts) -> str:
+    busy = [row[3] for row in facts.server["use"] if row[3] is not None]
+    memory = max(row[4] for row in facts.server["use"] if row[4] is not None)
+    return f"The busiest GPU worked {sum(busy) / len(busy):.0%} of the time; GPU memory was {memory:,.0f} MiB at most."
+
+
 def _memory_in_words(facts: Facts) -> str:
-    known = [mib for _, _, mib in facts.server["use"]]
+    known = [row[2] for row in facts.server["use"]]
     return f"Resident memory went from {known[0]:,.0f} to {known[-1]:,.0f} MiB, {max(known):,.0f} MiB at most."
 
 

@@ -117,7 +117,7 @@ class Facts:
         queued = (self.server.get("queueing_mean_ms") or 0.0) * self.server["queued"] / self.server["answered"]
         parts = [("queueing", queued), ("compute", runtime - queued), ("decoding and encoding", mean - runtime)]
         outside = (self.summary["totals"].get("mean_ms") or 0.0) - mean
-        return [(name, max(value, 0.0)) for name, value in [*parts, ("network and client", outside)]]
+        return [(name, max(value, 0.0)) for name, value in [*parts, ("sockets, network, client", outside)]]
 
     @property
     def verdict(self) -> tuple[str, str]:

@@ -287,6 +287,7 @@ def test_the_committed_declaration_satisfies_the_committed_schema(repository):
     jsonschema = pytest.importorskip("jsonschema")
     yaml = pytest.importorskip("yaml")
     document = yaml.load((repository / declaration.FILE).read_text(encoding="utf-8"), declaration._Loader)
+    document = json.loads(json.dumps(document, default=str))  # to an editor a date is text
     jsonschema.validate(document, json.loads((repository / declaration.SCHEMA_FILE).read_text(encoding="utf-8")))
 
 

@@ -290,7 +290,7 @@ def test_the_checklist_shows_value_limit_evidence_waiver_and_a_place_to_sign(can
         "models": {"tiny": {"version": 1, "content": "c" * 64, "signatures": {}}},
     }
     text = checklist.markdown(given, lines, said)
-    assert "**1 of 2 gates block the release**; 1 waived" in text
+    assert "**1 of 2 gates block the release**: 0 passed, 1 are waived" in text
     assert "| ❌ | dockerfile | findings: 2 | at most 0 | [Dockerfile](../../../serving/Dockerfile) |" in text
     assert "| ⚪ waived | image | x: not run: there is no engine | – |  |" in text
     assert "DL3007 \\| line 1" in text and "- image: not run, waived until 2026-11-22: no engine here" in text

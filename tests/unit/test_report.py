@@ -19,7 +19,7 @@ from launchpad.spec import Objectives
 LINE = "tiny serving_default"
 SERVER = {
     "began": "2026-01-01T00:00:01+00:00",
-    "use": [[0, None, 400.0], [1, 1.5, 410.0], [2, 1.0, 405.0]],
+    "use": [[0, None, 400.0, None, None], [1, 1.5, 410.0, None, None], [2, 1.0, 405.0, None, None]],
     "answered": 600,
     "failed": 0,
     "refused": 0,
@@ -82,7 +82,7 @@ def test_the_page_stands_alone_and_every_chart_says_in_words_what_it_shows(layou
     assert len(drawn) == text.count("<svg") == 7
     for words in (
         "100 batches of 7.50 examples on average; 60% had 8–15.",
-        "queueing 2.00 ms, compute 5.00 ms, decoding and encoding 1.00 ms, network and client 2.9",
+        "queueing 2.00 ms, compute 5.00 ms, decoding and encoding 1.00 ms, sockets, network, client 2.9",
         "The server used 1.25 of 2 cores on average, 1.50 at most.",
         "Resident memory went from 400 to 405 MiB, 410 MiB at most.",
     ):
@@ -159,6 +159,14 @@ def test_a_file_that_is_no_csv_is_named(layout):
     document = keep(layout, "run-1")
     (layout.results("run-1") / "history.csv").write_bytes(b"second,line\n\xff\xfe,x\n")
     assert "loadtests/results/run-1/history.csv" in facts.gather(layout, "run-1", document).missing
+
+
+def test_a_gpu_is_shown_where_there_was_one(layout):
+    document = keep(layout, "run-1")
+    use = [[second, 1.0, 400.0, 0.5, 2048.0] for second in range(3)]
+    (layout.results("run-1") / "server.json").write_text(json.dumps(SERVER | {"use": use}))
+    _, words = charts.draw(facts.gather(layout, "run-1", document))["gpu"]
+    assert words == "The busiest GPU worked 50% of the time; GPU memory was 2,048 MiB at most."
 
 
 def test_the_generators_part_is_told(layout):

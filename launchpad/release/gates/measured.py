@@ -39,7 +39,8 @@ def cold_start(candidate: Candidate) -> Finding:
 def objectives(candidate: Candidate) -> Finding:
     """Every declared objective holds under the release profile."""
     run, summary = load(candidate, "objectives")
-    evidence = [candidate.layout.results(run) / SUMMARY]
+    pipeline.stage("report").run(replace(candidate.context, run=run))
+    evidence = [candidate.layout.results(run) / SUMMARY, candidate.layout.report(run) / "report.html"]
     refused = _unusable(summary)
     if refused:
         return Finding([Gate("objectives", None, "<=", None, why=refused)], evidence)

@@ -38,7 +38,7 @@ def soak(candidate: Candidate) -> Finding:
     totals = summary["totals"]
     errors = candidate.pipeline.objectives.error_rate or 0.0
     gates = [Gate("error rate of the soak", 1 - totals["success_rate"], "<=", errors)]
-    samples = [(float(second), mib) for second, _, mib in (files.read_json(folder / SERVER) or {"use": []})["use"]]
+    samples = [(float(row[0]), row[2]) for row in (files.read_json(folder / SERVER) or {"use": []})["use"]]
     settled = [sample for sample in samples if sample[0] >= SETTLING * summary["measured_s"]]
     name, limit, unit = "memory growth", declared.memory_mib_per_hour, "MiB/h"
     notes = [f"{totals['requests']:,} requests in {summary['measured_s']:.0f} s"]
