@@ -208,6 +208,14 @@ def _figures(note: Note, layout: Layout) -> list[str]:
     return ["\n".join(lines), _caution(note, *runs)]
 
 
+def _runs(note: Note, layout: Layout) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the summaries of the runs before and after, as far as they are there."""
+    before, after = (
+        files.read_json(layout.results(run) / SUMMARY) if run else None for run in (note.run_before, note.run_after)
+    )
+    return before, after
+
+
 FIGURES = {
     "profile": "profile",
     "requests/s": "throughput_rps",
@@ -235,11 +243,18 @@ def _caution(note: Note, before: dict[str, Any] | None, after: dict[str, Any] | 
     if before is None or after is None:
         lacking = [run for run, found in ((note.run_before, before), (note.run_after, after)) if run and not found]
         return f"The folder of {' and '.join(lacking)} is not here." if lacking else "There is no run from before."
-    if before["profile"] != after["profile"] or before.get("traffic") != after.get("traffic"):
+    if _load(before) != _load(after):
         return "The two runs had different load: their figures do not compare."
     if before.get("machine") != after.get("machine"):
         return "The two runs were made on different machines: their figures do not compare."
     return f"`invoke compare {note.run_before} {note.run_after}` says whether the difference is noise."
+
+
+def _load(summary: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what load a run had; how long is no part of it, unless the load changes over that time."""
+    profile = summary["profile"]
+    left_out = () if profile.get("shape") else ("name", "duration_s")
+    return {key: value for key, value in profile.items() if key not in left_out}, summary.get("traffic")
 
 
 def index(layout: Layout) -> str:
@@ -248,8 +263,7 @@ def index(layout: Layout) -> str:
     lines = ["# Notes on changes of configuration", "", "The newest first; `invoke note` adds one.", ""]
     lines += ["| date (UTC) | by | what | p99, ms | |", "| --- | --- | --- | ---: | --- |"]
     for note in reversed(notes):
-        figures = [_p99(layout, run) for run in (note.run_before, note.run_after)]
-        p99 = " → ".join(figures) if note.source != "person" and any(figures) else ""
+        p99 = "" if note.source == "person" else _p99(note, layout)
         cells = (f"{note.at:%Y-%m-%d %H:%M}", note.source, _cell(note.title), p99, f"[note]({note.name})")
         lines.append(f"| {' | '.join(cells)} |")
     unread = {path.name for path in layout.notes.glob("*.md")} - {note.name for note in notes} - {INDEX}
@@ -257,9 +271,14 @@ def index(layout: Layout) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _p99(layout: Layout, run: str | None) -> str:
-    summary = files.read_json(layout.results(run) / SUMMARY) if run else None
-    return _figure(summary, "p99_ms") if summary else "–"
+def _p99(note: Note, layout: Layout) -> str:
+    """Return p99 before and after in a cell, with a word where the two do not compare."""
+    runs = [
+        files.read_json(layout.results(run) / SUMMARY) if run else None for run in (note.run_before, note.run_after)
+    ]
+    text = " → ".join(_figure(run, "p99_ms") for run in runs)
+    both = runs[0] and runs[1]
+    return f"{text} (other load)" if both and _load(runs[0]) != _load(runs[1]) else text
 
 
 def _title(what: Mapping[str, tuple[Any, Any]]) -> str:

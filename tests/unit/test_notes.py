@@ -130,10 +130,19 @@ def test_a_run_that_failed_or_began_before_the_change_closes_no_note(ran):
     assert "The next load test adds" in path.read_text()
 
 
-def test_figures_that_do_not_compare_say_so(ran):
-    ran("run-1")
-    notes.after_run(ran("run-2", LARGE, profile={"name": "smoke"}), "run-2")
-    assert "different load: their figures do not compare" in the_note(ran("run-2", LARGE))[1]
+def test_figures_that_do_not_compare_say_so_in_the_note_and_in_the_index(ran):
+    ran("run-1", p99_ms=20.0)
+    notes.after_run(ran("run-2", LARGE, profile={"name": "steady", "users": 2}), "run-2")
+    declared = ran("run-2", LARGE, profile={"name": "steady", "users": 2})
+    assert "different load: their figures do not compare" in the_note(declared)[1]
+    assert "20.0 → 10.0 (other load)" in (Layout(declared.root).notes / notes.INDEX).read_text()
+
+
+def test_runs_of_different_length_under_the_same_load_compare(ran):
+    ran("run-1", profile={"name": "steady", "users": 2, "duration_s": 30})
+    changes = {"profile": {"name": "steady", "users": 2, "duration_s": 5}}
+    notes.after_run(ran("run-2", LARGE, **changes), "run-2")
+    assert "`invoke compare run-1 run-2`" in the_note(ran("run-2", LARGE, **changes))[1]
 
 
 def test_runs_of_another_machine_are_no_run_from_before(ran):
