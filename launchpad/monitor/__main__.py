@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from launchpad.monitor.watch import in_background
+os.nice(10)  # what is watched goes first, also while this program is still being loaded
+
+from launchpad.monitor.watch import in_background  # noqa: E402
 
 parser = argparse.ArgumentParser(prog="launchpad.monitor")
 parser.add_argument("root", type=Path)

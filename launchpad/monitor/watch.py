@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -229,7 +228,6 @@ def in_background(root: Path, interval_s: float, duration_s: float) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    os.nice(5)  # what is watched goes first
     try:
         watch(declaration.load(root), lambda rows: None, interval_s=interval_s, duration_s=duration_s, ended=ended)
     except LaunchpadError as error:

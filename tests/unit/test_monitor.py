@@ -109,6 +109,8 @@ def test_the_first_look_gives_no_figures_and_the_second_those_of_the_time_betwee
     assert (model["model"], model["rate_rps"], model["answered"], model["refused"]) == ("m", 3.0, 30, 2)
     assert 1 < model["p99_ms"] < 4 and model["objective_p99_ms"] == 50.0
     assert (whole["batches"], whole["batch_size"], whole["queueing_mean_ms"]) == (30, 2.0, pytest.approx(0.5, rel=0.1))
+    fake.passes(1)
+    assert [row["answered"] for row in sampler.sample()] == [0, 0]
 
 
 def test_a_wall_clock_that_jumps_moves_a_sample_and_no_rate(fake, sampler):

@@ -96,20 +96,20 @@ def test_the_budget_that_a_runs_failures_spent_follows_from_its_objective(declar
 
 
 WRITES = [
-    "delete from runs",
+    "delete from gates",
     "insert into stages (stage) values ('x')",
-    "update runs set status = 'x'",
+    "update gates set unit = 'x'",
     "drop view run_latency",
     "create table more (x integer)",
-    "select 1; delete from runs",
-    "with gone as (delete from runs returning id) select * from gone",
+    "select 1; delete from gates",
+    "with gone as (delete from gates returning id) select * from gone",
 ]
 ON_SQLITE = ["pragma query_only = off", "vacuum into '{folder}/copy.db'", "attach '{folder}/other.db' as other"]
 ON_POSTGRESQL = [
-    "set transaction read write; delete from runs",
-    "commit; set default_transaction_read_only = off; delete from runs",
+    "set transaction read write; delete from gates",
+    "commit; begin read write; delete from gates; commit",
     "select set_config('transaction_read_only', 'off', true), nextval('stages_id_seq')",
-    "copy runs to '/tmp/never' ; delete from runs",
+    "copy runs to '/tmp/never' ; delete from gates",
 ]
 
 
