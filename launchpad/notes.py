@@ -273,12 +273,9 @@ def index(layout: Layout) -> str:
 
 def _p99(note: Note, layout: Layout) -> str:
     """Return p99 before and after in a cell, with a word where the two do not compare."""
-    runs = [
-        files.read_json(layout.results(run) / SUMMARY) if run else None for run in (note.run_before, note.run_after)
-    ]
-    text = " → ".join(_figure(run, "p99_ms") for run in runs)
-    both = runs[0] and runs[1]
-    return f"{text} (other load)" if both and _load(runs[0]) != _load(runs[1]) else text
+    before, after = _runs(note, layout)
+    text = f"{_figure(before, 'p99_ms')} → {_figure(after, 'p99_ms')}"
+    return f"{text} (other load)" if before and after and _load(before) != _load(after) else text
 
 
 def _title(what: Mapping[str, tuple[Any, Any]]) -> str:
