@@ -26,21 +26,24 @@ MODEL = "waits"
 MAKE = """
 import sys
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.experimental.ops import testing
 
-
-class Waits(tf.Module):
-    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
-    def wait(self, x):
-        share = tf.math.floormod(tf.reduce_max(x) * 1000.0, 1.0)
-        micros = tf.cast({least} + {more} * share, tf.int64)
-        slow = tf.data.Dataset.from_tensors(x).apply(testing.sleep(micros))
-        return {{"y": tf.reshape(slow.reduce(tf.zeros_like(x), lambda _, value: value), tf.shape(x))}}
-
-
-model = Waits()
-tf.saved_model.save(model, sys.argv[1], signatures={{"serving_default": model.wait}})
+tf1 = tf.compat.v1
+lengths = np.random.default_rng(1).gamma(2.0, {mean_us} / 2.0, 64).astype(int)
+options = tf.data.Options()
+options.autotune.enabled = False
+options.experimental_optimization.apply_default_optimizations = False
+with tf.Graph().as_default(), tf1.Session() as session:
+    waits = None
+    for length in lengths:
+        wait = tf.data.Dataset.from_tensors(0.0).apply(testing.sleep(int(length)))
+        waits = wait if waits is None else waits.concatenate(wait)
+    waits = waits.repeat().with_options(options)
+    x = tf1.placeholder(tf.float32, [None, 1], name="x")
+    y = tf.add(x, tf1.data.make_one_shot_iterator(waits).get_next(), name="y")
+    tf1.saved_model.simple_save(session, sys.argv[1], {{"x": x}}, {{"y": y}})
 """
 BALANCERS = {"random": "random;", "round robin": "", "least loaded": "least_conn;"}
 NGINX = """
@@ -72,10 +75,9 @@ http {{
 """
 
 
-def make_model(folder: Path, least_us: int = 4000, more_us: int = 12000) -> None:
-    """Write a SavedModel whose one signature takes from `least_us` to `least_us + more_us`, by its input."""
-    text = MAKE.format(least=float(least_us), more=float(more_us))
-    subprocess.run([sys.executable, "-c", text, str(folder)], check=True, capture_output=True)
+def make_model(folder: Path, mean_us: int = 8000) -> None:
+    """Write a SavedModel whose one signature waits, for one of 64 times in turn, gamma-distributed about a mean."""
+    subprocess.run([sys.executable, "-c", MAKE.format(mean_us=mean_us), str(folder)], check=True, capture_output=True)
 
 
 @contextlib.contextmanager

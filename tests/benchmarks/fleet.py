@@ -1,6 +1,6 @@
 """What `invoke plan` computes beside what was measured: two and three servers behind nginx, balanced three ways.
 
-    python -m tests.benchmarks.fleet [--seconds 30]
+    python -m tests.benchmarks.fleet [--seconds 12]
 
 The servers are real embedded ones; their model waits in its graph instead of computing, so that two cores are enough
 for all of them, nginx and the load generator. One server alone is measured first: the computed replica is fitted to
@@ -19,27 +19,36 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launchpad import files, machine
+from launchpad.examples import Examples
 from launchpad.kubernetes import fleet
 from launchpad.kubernetes.fleet import BALANCERS, Observed
 from tests import fleets
 from tests.integration.conftest import Checkout, free_ports
 
 RESULTS = Path(__file__).parent / "results" / "fleet.json"
-ALONE_RPS = (6.0, 12.0, 18.0, 24.0, 28.0, 32.0)
-BUSY = (0.7, 0.9)
-"""Of the highest rate that one server was measured at and kept up with."""
-KEPT_UP = 0.97
-"""Share of the due requests that a server must answer within the run to count as keeping up."""
+ALONE_RPS = (20.0, 35.0, 45.0, 55.0, 65.0, 75.0)
+BUSY = (0.7, 0.95)
+"""Of the highest rate at which one server was measured to hold the objective."""
+OBJECTIVE_MS = 100.0
 
 
 def checkout(folder: Path) -> Checkout:
-    """Return a checkout that declares the waiting model, exported."""
-    fleets.make_model(folder / "saved")
+    """Return a checkout that declares the waiting model, with the model and its examples where an export puts them.
+
+    The export itself would refuse it: TensorFlow 2 does not load the iterator that the waiting is made of.
+    """
     made = Checkout(folder / "checkout")
-    shutil.copytree(folder / "saved", made.root / "saved")
+    fleets.make_model(made.root / "saved")
     made.invoke("init", "--source", "saved", "--name", fleets.MODEL, "--force", check=True)
-    made.invoke("export", check=True)
+    shutil.copytree(made.root / "saved", made.layout.version(fleets.MODEL, 1))
+    values = np.arange(16, dtype=np.float32).reshape(16, 1)
+    evidence = made.layout.evidence(fleets.MODEL, 1)
+    evidence.mkdir(parents=True)
+    examples = Examples({"serving_default": {"x": values}}, {"serving_default": {"y": values}}, labels=None)
+    examples.save(evidence / "examples.npz")
     return made
 
 
@@ -59,7 +68,7 @@ def measure(
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seconds", type=float, default=30.0, help="length of each run")
+    options.add_argument("--seconds", type=float, default=12.0, help="length of each run")
     given = options.parse_args()
     kept: dict[str, Any] = files.read_json(RESULTS) or {"alone": {}, "fleets": {}}
     kept |= {
@@ -90,16 +99,16 @@ def main() -> None:
         each = measured["rate_rps"] / servers
         taken = fleet.latencies(fitted.replica, balancer, servers, each)  # type: ignore[arg-type]
         for percentile in (50, 99):
-            measured[f"computed_p{percentile}_ms"] = round(float(fleet.np.percentile(taken, percentile)) * 1e3, 1)
+            measured[f"computed_p{percentile}_ms"] = round(float(np.percentile(taken, percentile)) * 1e3, 1)
     kept["replica"] = vars(fitted.replica) | {"p50_off": fitted.p50_off, "p99_off": fitted.p99_off}
     files.write_json(RESULTS, kept)
     show(kept)
 
 
 def fitted_to(alone: dict[str, Any]) -> tuple[fleet.Fit, float]:
-    """Return the replica that is fitted to one server's figures, and the highest rate that it kept up with."""
+    """Return the replica that is fitted to one server's figures, and the highest rate that held the objective."""
     rates = {float(rate): figures for rate, figures in alone.items()}
-    held = max(rate for rate, figures in rates.items() if figures["throughput_rps"] >= KEPT_UP * rate)
+    held = max(rate for rate, figures in rates.items() if figures["p99_ms"] <= OBJECTIVE_MS)
     observed = [Observed(rate, rates[rate]["p50_ms"] / 1e3, rates[rate]["p99_ms"] / 1e3) for rate in sorted(rates)]
     return fleet.fit(observed, held), held
 
