@@ -78,6 +78,8 @@ def show(root: Path) -> None:
     ]
     if rows:
         console.table("", ("model", "version", "state", "requests served"), rows, right=("version", "requests served"))
+    for what, how in server.adjusted.items():
+        console.say(f"  {what}, changed while it ran: {how}")
 
 
 def _show_none(layout: Layout) -> None:

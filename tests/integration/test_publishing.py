@@ -81,6 +81,7 @@ def test_new_parameters_take_over_with_the_same_weights_and_no_failed_request(pu
     recorded = Server.ready(served.layout)
     assert "max_batch_size { value: 8 }" in recorded.adjusted[MODEL]
     assert recorded.configuration != recorded.content
+    assert "digits-cnn, changed while it ran: weights of version 1" in served.invoke("status", check=True).stdout
 
 
 def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(publisher, served, tmp_path):

@@ -282,7 +282,7 @@ def describe(setting: Setting) -> str:
 
 def figures(seen: Observation) -> str:
     """Return an observation in few words."""
-    size = "" if seen.batch_size is None else f", batches of {seen.batch_size:.1f}"
+    size = "" if seen.batch_size is None else f", mean batch {seen.batch_size:.1f}"
     return f"{seen.rate_rps:.0f} requests/s, p99 {milliseconds(seen.p99_ms)}{size}"
 
 

@@ -218,6 +218,8 @@ class Screen:
 
 def _line(entry: Entry) -> str:
     words = {"hold": "holds", "change": "changes to", "return": "returns to"}
+    if entry.outcome == "would apply":
+        words = {"change": "would change to", "return": "would return to"}
     what = words[entry.decision.action] + (f" {describe(entry.decision.to)}" if entry.is_change else "")
     seen = figures(entry.seen) if entry.seen else "no figures"
     return f"{_clock(entry.at)} {entry.model}: {seen} · {what}: {entry.decision.reason}"
