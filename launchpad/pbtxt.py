@@ -42,13 +42,16 @@ def _scalar(value: object) -> str:
 def read_queue(path: Path) -> BatchQueue:
     """Return the queue's parameters in a file, the server's defaults for those that it leaves out.
 
-    Raises OSError, google.protobuf.text_format.ParseError, or ValueError for parameters that contradict each other.
+    Raises OSError, or ValueError for what is no text proto and for parameters that contradict each other.
     """
     from google.protobuf import text_format
 
     from launchpad.modelserver import protos
 
-    message = text_format.Parse(path.read_text(encoding="utf-8"), protos.BatchingParameters())
+    try:
+        message = text_format.Parse(path.read_text(encoding="utf-8"), protos.BatchingParameters())
+    except text_format.ParseError as error:
+        raise ValueError(f"{path}:{error}") from None
     wrapped = ("batch_timeout_micros", "max_enqueued_batches", "enable_large_batch_splitting")
     given = {name: getattr(message, name).value for name in wrapped if message.HasField(name)}
     largest = message.max_batch_size.value if message.HasField("max_batch_size") else SERVER_MAX_BATCH_SIZE

@@ -76,7 +76,7 @@ class Publisher:
     def batching(self, model: str, version: int) -> BatchQueue | None:
         """Return the parameters in a deployed version's own file; None where it has none, which means no batching.
 
-        Raises OSError, ValueError or ParseError for a file that cannot be read.
+        Raises OSError or ValueError for a file that cannot be read.
         """
         path = self._layout.deployed(model) / str(version) / MODEL_BATCHING
         return pbtxt.read_queue(path) if path.exists() else None

@@ -63,6 +63,13 @@ def test_a_queues_own_parameters_survive_the_way_into_a_file_and_back(tmp_path_f
     assert all(getattr(read, name) == getattr(queue, name) for name in same)
 
 
+def test_a_file_of_parameters_that_is_none_is_named_with_its_line(tmp_path):
+    path = tmp_path / "batching_params.pbtxt"
+    path.write_text("max_batch_size { value: 4 }\nbatch_timeout\n")
+    with pytest.raises(ValueError, match=r"batching_params.pbtxt:2:"):
+        pbtxt.read_queue(path)
+
+
 @given(server_batching())
 def test_batching_parameters_are_read_back_as_they_were_declared(declared):
     text = render_alone(pipeline(serving={"batching": declared}))[BATCHING]

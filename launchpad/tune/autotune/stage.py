@@ -87,6 +87,8 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
     Raises DeclarationError where the declaration says nothing of it, EnvironmentFault where no server runs, it cannot
     be published to, or another autotuner adjusts it.
     """
+    if duration_s < 0:
+        raise DeclarationError(f"a duration of {duration_s:g} s adjusts nothing", fix="give more than 0, or none")
     declared = declaration.load(root)
     settings = _settings(declared, policy)
     rules = rules_of(declared, settings)
@@ -101,7 +103,10 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
             journal.keep(entry)
 
         adjusted = [*models, SERVER] if settings.policy == "model" and not live.fixed_threads else models
-        tuner = Autotuner(live, adjusted, _policy(declared, settings, rules, models), rules, tell, dry_run)
+        try:
+            tuner = Autotuner(live, adjusted, _policy(declared, settings, rules, models), rules, tell, dry_run)
+        except (ServerError, ValueError) as error:
+            raise EnvironmentFault(f"the server cannot be adjusted: {error}", fix="see `invoke status`") from None
         console.say(
             f"autotune: policy {settings.policy}, {', '.join(models)}; p99 {rules.p99_ms:g} ms to hold; a look every "
             f"{settings.interval_s:g} s; Ctrl-C ends it and leaves the server as it is"
