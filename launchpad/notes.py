@@ -198,9 +198,7 @@ def _changes(note: Note) -> list[str]:
 
 
 def _figures(note: Note, layout: Layout) -> list[str]:
-    runs = [
-        files.read_json(layout.results(run) / SUMMARY) if run else None for run in (note.run_before, note.run_after)
-    ]
+    runs = _runs(note, layout)
     names = [f"[{run}](../{run}/report.md)" if run else "–" for run in (note.run_before, note.run_after)]
     lines = ["| | before | after |", "| --- | ---: | ---: |", f"| run | {names[0]} | {names[1]} |"]
     for title, figure in FIGURES.items():
