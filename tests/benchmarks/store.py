@@ -1,6 +1,6 @@
 """How long ordinary questions take on a store with a million samples and two hundred runs, on SQLite and PostgreSQL.
 
-    python -m tests.benchmarks.store [--samples 1000000] [--out results.json]
+    python -m tests.benchmarks.store [--samples 1000000] [--out tests/benchmarks/results/store.json]
 
 The samples are those of a server with two models, looked at every two seconds; figures are random. PostgreSQL is a
 server of its own on 127.0.0.1, with fsync off. A time is the median of five, asked as `invoke query` asks, rows read.
