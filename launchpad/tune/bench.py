@@ -31,6 +31,7 @@ from launchpad.stage import Context
 
 LINKED = ("launchpad", "models", "tasks.py", "loadtests/locustfile.py")
 PROFILE = "tune"
+INVOKE, START = "invoke", "launchpad.tune.start"
 LOG = "commands.log"
 COMMAND_TIMEOUT_S = 420.0
 
@@ -88,8 +89,7 @@ class Bench:
     def launch(self) -> Server:
         """Start a server on what is declared. Raises EnvironmentFault if it does not get ready."""
         in_a_container = choose(Context(self._declaration)).backend.name == "docker"
-        for stage in ("configure", *(["build"] if in_a_container else []), "launch"):
-            self.invoke(stage)
+        self._run(START, "configure", *(["build"] if in_a_container else []), "launch")
         return Server.ready(self.layout)
 
     def invoke(self, *words: str, allowed: Sequence[int] = (0,)) -> int:
@@ -97,21 +97,24 @@ class Bench:
 
         Raises EnvironmentFault, with the end of its output, for an exit code that is not allowed.
         """
-        with self.running(*words) as command:
+        return self._run(INVOKE, *words, allowed=allowed)
+
+    def _run(self, module: str, *words: str, allowed: Sequence[int] = (0,)) -> int:
+        with self.running(*words, module=module) as command:
             code = command.wait(timeout=COMMAND_TIMEOUT_S)
         if code not in allowed:
             said = (self.layout.root / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             shown = "\n    ".join(said[-8:])
             kind = GateFailed if code == 1 else EnvironmentFault
-            raise kind(f"`invoke {' '.join(words)}` on the workbench: {shown}", str(self.layout.root))
+            raise kind(f"`{' '.join(words)}` on the workbench: {shown}", str(self.layout.root))
         return code
 
     @contextlib.contextmanager
-    def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *words: str, module: str = INVOKE) -> Iterator[subprocess.Popen[bytes]]:
         """One of the project's commands while it runs; it does not outlive the block, nor this process."""
         with (self.layout.root / LOG).open("wb") as log:
             command = subprocess.Popen(
-                [sys.executable, "-m", "invoke", *words],
+                [sys.executable, "-m", module, *words],
                 cwd=self.layout.root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
