@@ -35,8 +35,16 @@ STYLE: Any = {
 }
 
 
-def svg(plot: Callable[[Any, Any], None], drawn: Any, title: str) -> str:
-    """Return the SVG that `plot(axes, drawn)` makes, with a title and a legend above the axes."""
+def plain_numbers(axis: Any) -> None:
+    """Have a logarithmic axis say 0.5, 2, 60 in place of powers of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.6)))
+
+
+def svg(plot: Callable[[Any, Any], None], drawn: Any, title: str, legend: tuple[int, int] = (1, 4)) -> str:
+    """Return the SVG that `plot(axes, drawn)` makes, with a title and a legend of (rows, columns) above the axes."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -45,8 +53,8 @@ def svg(plot: Callable[[Any, Any], None], drawn: Any, title: str) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(7.2, 3.4), layout="constrained")
         plot(axes, drawn)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=24)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=4, fontsize=9, handlelength=1.2)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=8 + 16 * legend[0])
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=legend[1], fontsize=9, handlelength=1.2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         pyplot.close(figure)

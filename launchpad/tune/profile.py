@@ -498,9 +498,27 @@ def doubts(profile: Profile, layout: Layout) -> list[Problem]:
 
 
 def _chart(axes: Any, profile: Profile) -> None:
-    sizes, runs = np.asarray(profile.sizes), np.asarray(profile.run_s) * 1e3
-    spread = np.asarray(profile.spread_s).T * 1e3
-    axes.errorbar(sizes, runs, yerr=np.abs(spread - runs), fmt="o", markersize=3, label="by itself, quartiles")
-    axes.plot(sizes, (profile.fixed_s + profile.row_s * sizes) * 1e3, linewidth=1, label="line fitted")
-    axes.plot(sizes, profile.batch_s[sizes] * 1e3, linestyle="--", label="under load, as simulated")
-    axes.set(xlabel="rows", ylabel="ms", xscale="log", yscale="log")
+    sizes, runs = np.asarray(profile.sizes), np.asarray(profile.run_s) * 1e6
+    spread = np.asarray(profile.spread_s).T * 1e6
+    axes.errorbar(
+        sizes,
+        runs,
+        yerr=np.abs(spread - runs),
+        fmt="o",
+        color=drawing.SERIES[0],
+        markersize=3,
+        label="by itself, quartiles",
+    )
+    axes.plot(
+        sizes,
+        (profile.fixed_s + profile.row_s * sizes) * 1e6,
+        color=drawing.SERIES[1],
+        linewidth=1,
+        label="line fitted",
+    )
+    axes.plot(
+        sizes, profile.batch_s[sizes] * 1e6, color=drawing.SERIES[2], linestyle="--", label="under load, as simulated"
+    )
+    axes.set(xlabel="rows", ylabel="µs", xscale="log", yscale="log")
+    drawing.plain_numbers(axes.xaxis)
+    drawing.plain_numbers(axes.yaxis)

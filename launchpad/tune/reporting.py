@@ -23,8 +23,8 @@ def write(done: Tuning, folder: Path) -> None:
     files.remove(folder)
     folder.mkdir(parents=True)
     charts = {
-        "pareto.svg": drawing.svg(_pareto, done, "p99 by rate, measured"),
-        "predicted.svg": drawing.svg(_predicted, done, "Predicted against measured"),
+        "pareto.svg": drawing.svg(_pareto, done, "p99 by rate, measured", (3, 3)),
+        "predicted.svg": drawing.svg(_predicted, done, "Predicted against measured", (3, 3)),
     }
     for name, chart in charts.items():
         files.write_text(folder / name, drawing.on_paper(chart))
@@ -160,13 +160,23 @@ def _pareto(axes: Any, done: Tuning) -> None:
     shown = list(dict.fromkeys(one.chosen for one in done.measured))
     for chosen, color in zip(shown, drawing.SERIES * 3, strict=False):
         own = sorted(_points([one for one in done.measured if one.chosen == chosen]))
-        label = done.name(chosen) or chosen.title
+        label = _label(done, chosen)
         axes.plot(*zip(*own, strict=True), "o-", color=color, markersize=3, linewidth=0.8, alpha=0.8, label=label)
         points += own
     front = pareto(points)
     axes.plot(*zip(*front, strict=True), color=drawing.INK, linewidth=1.5, linestyle=":")
     axes.axhline(done.goal.limits.p99_s * 1e3, color=drawing.RED, linestyle="--", linewidth=1, label="p99 to hold")
     axes.set(xlabel="requests/s due (dotted: the Pareto front)", ylabel="p99, ms", yscale="log")
+    drawing.plain_numbers(axes.yaxis)
+
+
+def _label(done: Tuning, chosen: Configuration) -> str:
+    """Return how a chart names a configuration: briefly, since the tables say all."""
+    if done.name(chosen) or chosen.queue is None:
+        return done.name(chosen) or "off"
+    queue = chosen.queue
+    brief = f"{queue.max_batch_size}, {queue.batch_timeout_micros} µs, {chosen.threads} thr."
+    return brief + (", padded" if queue.allowed_batch_sizes else "")
 
 
 def _points(measured: list[Measured]) -> list[tuple[float, float]]:
@@ -174,7 +184,7 @@ def _points(measured: list[Measured]) -> list[tuple[float, float]]:
 
 
 def _predicted(axes: Any, done: Tuning) -> None:
-    for judged in done.judged:
+    for judged, color in zip(done.judged, drawing.SERIES * 3, strict=False):
         expected = done.expected(judged.chosen)
         axes.errorbar(
             [expected.value],
@@ -182,8 +192,9 @@ def _predicted(axes: Any, done: Tuning) -> None:
             xerr=[[max(0.0, expected.value - expected.low)], [max(0.0, expected.high - expected.value)]],
             yerr=[[max(0.0, judged.value - judged.low)], [max(0.0, judged.high - judged.value)]],
             fmt="o",
+            color=color,
             markersize=4,
-            label=done.name(judged.chosen) or judged.chosen.title,
+            label=_label(done, judged.chosen),
         )
     ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
     axes.plot(ends, ends, color=drawing.INK, alpha=0.4, linewidth=1, label="as predicted")
