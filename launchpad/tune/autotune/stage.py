@@ -104,7 +104,8 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
 
         adjusted = [*models, SERVER] if settings.policy == "model" and not live.fixed_threads else models
         try:
-            tuner = Autotuner(live, adjusted, _policy(declared, settings, rules, models), rules, tell, dry_run)
+            policy_of_all, watched = _policy(declared, settings, rules, models, live)
+            tuner = Autotuner(live, adjusted, policy_of_all, rules, tell, dry_run, watched=watched)
         except (ServerError, ValueError) as error:
             raise EnvironmentFault(f"the server cannot be adjusted: {error}", fix="see `invoke status`") from None
         console.say(
@@ -160,25 +161,33 @@ def _models(declared: Declaration, settings: Autotune) -> list[str]:
     return list(settings.models or batched)
 
 
-def _policy(declared: Declaration, settings: Autotune, rules: Rules, models: Sequence[str]) -> PolicyOfAll:
-    """Return the policy. Raises EnvironmentFault where it needs the profile of a model that has none."""
+def _policy(
+    declared: Declaration, settings: Autotune, rules: Rules, models: Sequence[str], live: LiveServer
+) -> tuple[PolicyOfAll, dict[str, Setting]]:
+    """Return the policy, and the other models whose load it counts, with what they have.
+
+    Raises EnvironmentFault where it needs the profile of a model that has none.
+    """
     if settings.policy == "threshold":
         wish = threshold(rules)
-        return lambda name, situation: wish(situation.settings[name], situation.seen[name])
+        return lambda name, situation: wish(situation.settings[name], situation.seen[name]), {}
     from launchpad.tune import profile
     from launchpad.tune.autotune.simulated import Simulated
 
     layout = Layout(declared.root)
-    known = {name: profile.load(layout, name) for name in models}
-    for name in models:
-        for doubt in profile.doubts(known[name], layout):
+    others = [name for name in declared.pipeline.models if name not in models]
+    watched = [name for name in others if layout.service_profile(name).exists()]
+    if uncounted := sorted(set(others) - set(watched)):
+        console.say(f"  ! {', '.join(uncounted)}: not profiled, so that load is not counted", "yellow")
+    known = {name: profile.load(layout, name) for name in (*models, *watched)}
+    for its in known.values():
+        for doubt in profile.doubts(its, layout):
             console.say(f"  ! {doubt}", "yellow")
     threads = int(declared.pipeline.serving.flags.get("rest_api_num_threads", FLAGS["rest_api_num_threads"].default))
-    host = known[models[0]].host(threads)
     costs = {name: its.times() for name, its in known.items()}
-    simulated = Simulated(rules, costs, host, replacement.batch_threads(layout))
+    simulated = Simulated(rules, costs, known[models[0]].host(threads), replacement.batch_threads(layout))
     simulated.expected_ms(models[0], {}, {models[0]: 1.0})  # compiles the simulator, before there is anything to decide
-    return simulated
+    return simulated, {name: live.setting(name, live.version(name)) for name in watched}
 
 
 class Screen:

@@ -27,7 +27,10 @@ SERVER = "the server"
 
 @dataclass(frozen=True)
 class Situation:
-    """All settings, and what was seen of each; the models' and, under SERVER, the thread pool's."""
+    """All settings, and what was seen of each; the models' and, under SERVER, the thread pool's.
+
+    Models that share the server without being adjusted are among them.
+    """
 
     settings: Mapping[str, Setting]
     seen: Mapping[str, Observation]
@@ -101,14 +104,19 @@ class Autotuner:
         journal: Journal,
         dry_run: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        watched: Mapping[str, Setting] | None = None,
     ) -> None:
-        """names: what to adjust, models and SERVER. Raises ServerError where the server cannot be asked."""
+        """names: what to adjust, models and SERVER. watched: other models, whose load counts, and what they have.
+
+        Raises ServerError where the server cannot be asked.
+        """
         self._live = live
         self._policy = policy
         self._rules = rules
         self._journal = journal
         self._dry_run = dry_run
         self._clock = clock
+        self._watched = watched or {}
         self._pages: deque[Snapshot] = deque()
         self._trouble = ""
         self._instance = live.instance()
@@ -165,7 +173,8 @@ class Autotuner:
     def _wish_for(self, name: str) -> control.Policy:
         def wish(current: Setting, seen: Observation) -> Wish:
             known = {other: self._observed(other) for other in self._models}
-            settings = {other: model.state.current for other, model in self._models.items()}
+            known |= {other: observe(self._pages, other) for other in self._watched}
+            settings = {**self._watched, **{other: model.state.current for other, model in self._models.items()}}
             return self._policy(name, Situation(settings, {other: its for other, its in known.items() if its}))
 
         return wish

@@ -219,6 +219,21 @@ def test_another_thread_pool_means_another_server_and_the_models_keep_what_they_
     assert {entry.instance for entry in entries} == {"second"}
 
 
+def test_the_load_of_models_that_are_not_adjusted_is_seen_too(server):
+    server.served["n"] = (1, START)
+    run = Run(server)
+    known = []
+
+    def policy(name, situation):
+        known.append(situation)
+        return Wish(situation.settings[name], "a reason")
+
+    run.tuner = Autotuner(server, ["m"], policy, RULES, run.entries.append, clock=run.clock, watched={"n": None})
+    run.go(4)
+    assert known and all(situation.seen["n"].requests for situation in known)
+    assert {entry.model for entry in run.entries} == {"m"}
+
+
 def test_two_models_are_not_changed_at_once(server):
     server.served["n"] = (1, START)
     run = Run(server)
