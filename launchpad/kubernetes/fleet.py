@@ -13,6 +13,7 @@ Balancers, for arrivals that are Poisson as a whole:
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ BALANCERS: tuple[Balancer, ...] = ("random", "round robin", "least loaded")
 GROUP = 20
 """Replicas of a group under least-loaded balancing: beyond some ten, more change the wait by less than the noise."""
 REQUESTS = 300_000
-FIT_REQUESTS = 25_000
+FIT_ROUNDS = ((5_000, 40), (40_000, 1))
+"""Requests that candidates are computed with, and how many of the nearest are kept; round by round."""
 WARMUP_SHARE = 0.1
 PLACES = (1, 2, 4, 8, 16)
 SPREADS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -84,23 +86,26 @@ def fit(observed: Sequence[Observed], held_rps: float, seed: int = 1) -> Fit:
     chosen = [one for one in observed if one.rate_rps <= held_rps * 1.001]
     if not chosen:
         raise ValueError("no rate was held")
-    best: tuple[float, Replica] | None = None
-    for places in PLACES:
-        for spread in SPREADS:
-            for slack in SLACKS:
-                replica = _with_way(Replica(places, places / (held_rps * slack), spread, 0.0), chosen[0], seed)
-                if replica is None:
-                    continue
-                p50, p99 = _errors(replica, chosen, FIT_REQUESTS, seed)
-                weights = np.array([one.rate_rps for one in chosen]) / held_rps
-                cost = float(np.sum(weights * (np.square(p50) + 2 * np.square(p99))))
-                if best is None or cost < best[0]:
-                    best = cost, replica
-    if best is None:
+    candidates = [
+        Replica(places, places / (held_rps * slack), spread, 0.0)
+        for places, spread, slack in itertools.product(PLACES, SPREADS, SLACKS)
+    ]
+    for requests, keep in FIT_ROUNDS:
+        placed = [_with_way(candidate, chosen[0], requests, seed) for candidate in candidates]
+        possible = [candidate for candidate in placed if candidate is not None]
+        candidates = heapq.nsmallest(keep, possible, key=lambda one: _cost(one, chosen, held_rps, requests, seed))
+    if not candidates:
         raise ValueError("no replica is as fast as what was observed at the lowest rate")
-    replica = _anchored(best[1], chosen[-1], seed)
+    replica = _anchored(candidates[0], chosen[-1], seed)
     p50, p99 = _errors(replica, chosen, REQUESTS, seed)
     return Fit(replica, math.exp(np.abs(p50).max()), math.exp(np.abs(p99).max()))
+
+
+def _cost(replica: Replica, observed: Sequence[Observed], held_rps: float, requests: int, seed: int) -> float:
+    """Return how far a replica is off: near capacity counts more than far below it, and p99 more than p50."""
+    p50, p99 = _errors(replica, observed, requests, seed)
+    weights = np.array([one.rate_rps for one in observed]) / held_rps
+    return float(np.sum(weights * (np.square(p50) + 2 * np.square(p99))))
 
 
 def _errors(replica: Replica, observed: Sequence[Observed], requests: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,10 +133,10 @@ def _anchored(replica: Replica, observed: Observed, seed: int) -> Replica:
     return with_saturation(high)
 
 
-def _with_way(replica: Replica, slowest: Observed, seed: int) -> Replica | None:
+def _with_way(replica: Replica, slowest: Observed, requests: int, seed: int) -> Replica | None:
     """Return the replica with the time on the way that makes its p50 at the lowest rate right; None where none does."""
-    computed = latencies(replica, "random", 1, slowest.rate_rps, FIT_REQUESTS, seed)
-    way = slowest.p50_s - float(np.percentile(computed, 50))
+    computed = latencies(replica, "random", 1, slowest.rate_rps, requests, seed)
+    way = replica.way_s + slowest.p50_s - float(np.percentile(computed, 50))
     if way < -0.1 * slowest.p50_s:
         return None
     return Replica(replica.places, replica.service_s, replica.spread, max(0.0, way))

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from launchpad import console
-from launchpad.errors import DeclarationError, GateFailed
+from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.kubernetes import autoscaler, fleet, measured
 from launchpad.kubernetes.autoscaler import Ramp
 from launchpad.kubernetes.fleet import BALANCERS, Balancer, Fit, Observed
@@ -52,10 +52,16 @@ class Plan:
 
 
 def make(found: Measured, declared: Kubernetes, rate_rps: float, limit_s: float, ramp: Ramp) -> Plan:
-    """Return the plan for a rate and a p99. Raises GateFailed where no replica holds that p99, however idle."""
-    fitted = fleet.fit(
-        [Observed(one.rate_rps, one.p50_ms / 1e3, one.p99_ms / 1e3) for one in found.probes], found.capacity_rps
-    )
+    """Return the plan for a rate and a p99.
+
+    Raises GateFailed where no replica holds that p99, however idle, EnvironmentFault where the probes make no sense.
+    """
+    observed = [Observed(one.rate_rps, one.p50_ms / 1e3, one.p99_ms / 1e3) for one in found.probes]
+    try:
+        fitted = fleet.fit(observed, found.capacity_rps)
+    except ValueError as error:
+        what = f"the capacity result cannot be used: {error}"
+        raise EnvironmentFault(what, f"run {found.run}", measured.MAKE_ONE) from None
     fleets: list[Fleet] = []
     holds: dict[Balancer, float] = {}
     for balancer in BALANCERS:

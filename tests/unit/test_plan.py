@@ -104,7 +104,7 @@ def test_every_fleet_holds_the_objective_before_and_after_the_loss(planned):
 
 def test_fewer_replicas_than_planned_do_not_hold(planned):
     for one in planned.fleets:
-        if one.purpose == "the rate" and one.balancer != "least loaded":  # which is held back before its limit
+        if one.purpose == "the rate" and one.balancer == "random":  # the others are held back short of saturation
             fewer = one.replicas - 1
             assert fleet.p99_s(planned.fit.replica, one.balancer, fewer, 20_300 / fewer) > 0.08
 
