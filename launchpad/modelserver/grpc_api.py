@@ -48,6 +48,9 @@ Reply = Callable[[bytes | ServingError], None]
 Call = Callable[[bytes, float | None, Reply], None]
 """A method: given the serialised request, the deadline and whom to reply to; may raise ServingError at once."""
 
+StreamCall = Callable[[bytes, Stream], None]
+"""A method that answers more than once: given the serialised request and where to answer."""
+
 Reconfigure = Callable[[dict[str, ModelSettings]], Awaitable[None]]
 
 
@@ -90,9 +93,12 @@ _MAX_MESSAGE = 4096
 class GrpcApi:
     """Handles HTTP/2 requests that are gRPC calls; of those that wait for a model, a limited number at a time."""
 
-    def __init__(self, calls: dict[str, Call], *, threads: int, max_message_bytes: int) -> None:
-        """`calls` are the methods by path, such as `/tensorflow.serving.PredictionService/Predict`."""
+    def __init__(
+        self, calls: dict[str, Call], streams: dict[str, StreamCall], *, threads: int, max_message_bytes: int
+    ) -> None:
+        """Methods by path, such as `/tensorflow.serving.PredictionService/Predict`; `streams` answer more than once."""
         self._calls = {path.encode(): call for path, call in calls.items()}
+        self._streams = {path.encode(): call for path, call in streams.items()}
         self._free = max(1, threads)
         self._max_message_bytes = max_message_bytes
 
@@ -101,6 +107,10 @@ class GrpcApi:
         headers = stream.headers
         if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
             stream.respond(b"", b"", _WRONG_CONTENT_TYPE)
+            return
+        streaming = self._streams.get(headers.get(b":path", b""))
+        if streaming is not None:
+            self._stream(streaming, stream)
             return
         replied = False
 
@@ -125,6 +135,12 @@ class GrpcApi:
         except Exception:
             _log.exception("a call failed unexpectedly")
             reply(ServingError(Code.INTERNAL, "Internal error; see the server's log"))
+
+    def _stream(self, call: StreamCall, stream: Stream) -> None:
+        try:
+            call(self._message(stream), stream)
+        except ServingError as error:
+            _reply(stream, error)
 
     def _message(self, stream: Stream) -> bytes:
         body = stream.body
@@ -162,7 +178,12 @@ def _reply(stream: Stream, result: bytes | ServingError) -> None:
             trailers += _literal(b"grpc-message", _message_text(result.message)[:_MAX_MESSAGE])
         stream.respond(b"", b"", _HEAD + trailers)
     else:
-        stream.respond(_HEAD, _PREFIX.pack(0, len(result)) + result, _OK_TRAILERS)
+        stream.respond(_HEAD, _framed(result), _OK_TRAILERS)
+
+
+def _framed(message: bytes) -> bytes:
+    """A message as it travels, uncompressed."""
+    return _PREFIX.pack(0, len(message)) + message
 
 
 def _deadline(headers: Headers) -> float | None:
@@ -402,16 +423,37 @@ class ModelService:
         reply(response.SerializeToString())
 
 
-_SERVING = b"\x08\x01"
-"""HealthCheckResponse with status SERVING (1)."""
+class Health:
+    """grpc.health.v1.Health, for the server as a whole; it is asked only while the server serves."""
 
+    _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
+    """HealthCheckResponse with each status."""
+    _WHOLE_SERVER = (b"", b"\x0a\x00")
+    """HealthCheckRequest with an empty service."""
 
-def health_calls() -> dict[str, Call]:
-    """grpc.health.v1.Health/Check, for the server as a whole; it is asked only while the server serves."""
+    def __init__(self) -> None:
+        self._watched: list[Stream] = []
 
-    def check(data: bytes, deadline: float | None, reply: Reply) -> None:
-        if data not in (b"", b"\x0a\x00"):
-            raise ServingError(Code.NOT_FOUND, "unknown service")
-        reply(_SERVING)
+    def calls(self) -> dict[str, Call]:
+        """The method that answers once."""
+        return {"/grpc.health.v1.Health/Check": self._check}
 
-    return {"/grpc.health.v1.Health/Check": check}
+    def streams(self) -> dict[str, StreamCall]:
+        """The method that goes on answering."""
+        return {"/grpc.health.v1.Health/Watch": self._watch}
+
+    def leave(self) -> None:
+        """Tell those who watch that the server serves no more, and let them go."""
+        for stream in self._watched:
+            stream.respond(b"", _framed(self._NOT_SERVING), _OK_TRAILERS)
+        self._watched.clear()
+
+    def _check(self, data: bytes, deadline: float | None, reply: Reply) -> None:
+        if data not in self._WHOLE_SERVER:
+            raise ServingError(Code.NOT_FOUND, "service name unknown")
+        reply(self._SERVING)
+
+    def _watch(self, data: bytes, stream: Stream) -> None:
+        known = data in self._WHOLE_SERVER
+        stream.begin(_HEAD, _framed(self._SERVING if known else self._SERVICE_UNKNOWN))
+        self._watched = [watched for watched in self._watched if not watched.closed] + [stream]

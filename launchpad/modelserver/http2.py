@@ -117,6 +117,11 @@ class Stream:
         self.ended = False
         self.closed = False
 
+    def begin(self, head: bytes, body: bytes) -> None:
+        """Send the first part of an answer that goes on; `respond` with an empty `head` ends it."""
+        if not self.closed:
+            self._connection.begin(self, head, body)
+
     def respond(self, head: bytes, body: bytes, trailers: bytes) -> None:
         """Answer with header blocks that use no compression state; `body` may be empty. Does nothing if the
         client has gone."""
@@ -413,6 +418,16 @@ class Http2Connection(asyncio.Protocol):
             self._unblock()
 
     # --- sending ---
+
+    def begin(self, stream: Stream, head: bytes, body: bytes) -> None:
+        """Send a part, which must be small: a client whose windows have no room for it is refused."""
+        size = len(body)
+        if size > self._window or size > stream.window:
+            self._finish(stream, frame(_RESET, 0, stream.id, struct.pack(">I", _REFUSED_STREAM)))
+            return
+        self._window -= size
+        stream.window -= size
+        self._write(frame(_HEADERS, _END_HEADERS, stream.id, head) + frame(_DATA, 0, stream.id, body))
 
     def send(self, stream: Stream, head: bytes, body: bytes, trailers: bytes) -> None:
         """Send an answer, as far as the client's windows let it out, the rest when they grow."""

@@ -22,7 +22,7 @@ from . import config
 from .batching import BatchingOptions, BatchQueue, BatchRunner, BatchScheduler
 from .execution import DirectRunner, Workers
 from .flags import Options
-from .grpc_api import GrpcApi, ModelService, PredictionService, health_calls
+from .grpc_api import GrpcApi, Health, ModelService, PredictionService
 from .http import HttpServer
 from .http2 import Http2Server
 from .inference import Inference
@@ -175,6 +175,7 @@ class ModelServer:
             cors=options.rest_api_enable_cors_support,
             metrics_path=settings.metrics_path,
         )
+        self._health = Health()
         self._http = HttpServer(rest.handle, options.max_request_bytes)
         self._http2 = Http2Server(
             self._grpc_api().handle, options.max_request_bytes, config.max_concurrent_streams(options)
@@ -194,9 +195,13 @@ class ModelServer:
             as_content=options.enable_serialization_as_tensor_content,
         )
         calls = prediction.calls() | ModelService(self._manager, self.reconfigure, self._spawn).calls()
-        if options.enable_grpc_healthcheck_service:
-            calls |= health_calls()
-        return GrpcApi(calls, threads=options.grpc_max_threads, max_message_bytes=options.max_request_bytes)
+        healthy = options.enable_grpc_healthcheck_service
+        return GrpcApi(
+            calls | (self._health.calls() if healthy else {}),
+            self._health.streams() if healthy else {},
+            threads=options.grpc_max_threads,
+            max_message_bytes=options.max_request_bytes,
+        )
 
     def _read_models(self) -> dict[str, config.ModelSettings]:
         if self._options.model_config_file:
@@ -320,6 +325,7 @@ class ModelServer:
         await asyncio.sleep(_STEER_S)
         for listener in self._listeners:
             listener.close()
+        self._health.leave()
         self._http.announce_leave()
         self._http2.announce_leave()
         limit = monotonic() + _LINGER_S
@@ -330,6 +336,7 @@ class ModelServer:
         _log.info("stopping: no new connections, finishing what is in flight")
         for listener in self._listeners:
             listener.close()
+        self._health.leave()
         self._http.close_idle()
         self._http2.close_idle()
         limit = monotonic() + self._options.shutdown_grace_seconds

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -18,6 +19,9 @@ from google.protobuf import text_format
 from launchpad.modelserver import protos
 
 from .conftest import Server, Start, call, model_config, predict_request, wait_for
+
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
+HEALTH_OF_ANOTHER = b"\x0a\x05other"
 
 
 def _publish(source: Path, base: Path, number: int) -> None:
@@ -206,7 +210,26 @@ def test_grpc_works_over_a_unix_socket_and_tells_its_health(probe: Server) -> No
         response = call(channel, "PredictionService/Predict", predict_request("probe", [1.0]), protos.PredictResponse)
         assert list(response.outputs["y"].float_val) == [3.5]
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        assert check(b"", timeout=5) == b"\x08\x01"
+        assert check(b"", timeout=5) == SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            check(HEALTH_OF_ANOTHER, timeout=5)
+        assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, "service name unknown")
+
+
+def test_a_client_that_watches_the_health_is_told_when_the_server_leaves(start_server: Start, models: Path) -> None:
+    server = start_server(
+        "--model_name=scale", f"--model_base_path={models / 'scale'}", "--enable_grpc_healthcheck_service"
+    )
+    with server.channel() as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        whole, other = watch(b"", timeout=30), watch(HEALTH_OF_ANOTHER, timeout=30)
+        assert (next(whole), next(other)) == (SERVING, SERVICE_UNKNOWN)
+        response = call(channel, "PredictionService/Predict", predict_request("scale", [1.0]), protos.PredictResponse)
+        assert list(response.outputs["y"].float_val) == [3.0]
+        server.process.send_signal(signal.SIGTERM)
+        assert list(whole) == [NOT_SERVING]
+        assert server.process.wait(30) == 0
+    assert "still busy" not in server.log()
 
 
 def test_grpc_works_over_tls_and_refuses_plain_text(start_server: Start, models: Path, tmp_path: Path) -> None:
