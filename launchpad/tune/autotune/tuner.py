@@ -118,16 +118,19 @@ class Autotuner:
         self._clock = clock
         self._watched = watched or {}
         self._pages: deque[Snapshot] = deque()
+        self._seen: dict[str, Observation | None] = {}
         self._trouble = ""
         self._instance = live.instance()
         self._models = {name: self._begin(name, live.version(name), 0.0) for name in names}
 
     def look(self) -> None:
         """Read the metrics, decide for each model, and do what was decided."""
-        self._trouble = ""
+        self._trouble, self._seen = "", {}
         try:
             self._follow()
-        except (LaunchpadError, ServerError, ValueError) as error:
+            self._seen = {name: self._observed(name) for name in self._models}
+            self._seen |= {name: observe(self._pages, name) for name in self._watched}
+        except (LaunchpadError, ServerError, ValueError, OSError) as error:
             self._pages.clear()
             self._trouble = f"the metrics do not come ({error}); nothing is changed until they do"
         for name in self._models:
@@ -153,7 +156,7 @@ class Autotuner:
     def _look_at(self, name: str) -> None:
         model = self._models[name]
         before = model.state.current
-        seen = self._observed(name)
+        seen = self._seen.get(name)
         if others := [other for other, its in self._models.items() if other != name and its.state.trial]:
             held = Decision("hold", before, self._trouble or f"a change of {others[0]} is on trial")
             self._enter(name, before, held, seen, "held")
@@ -172,10 +175,8 @@ class Autotuner:
 
     def _wish_for(self, name: str) -> control.Policy:
         def wish(current: Setting, seen: Observation) -> Wish:
-            known = {other: self._observed(other) for other in self._models}
-            known |= {other: observe(self._pages, other) for other in self._watched}
             settings = {**self._watched, **{other: model.state.current for other, model in self._models.items()}}
-            return self._policy(name, Situation(settings, {other: its for other, its in known.items() if its}))
+            return self._policy(name, Situation(settings, {other: its for other, its in self._seen.items() if its}))
 
         return wish
 
@@ -198,10 +199,10 @@ class Autotuner:
         done_s = self._clock()
         model.state = control.changed(model.state, decision, seen, done_s)
         model.since_s = done_s
-        if name == SERVER:  # another server counts from nought
-            self._instance = self._live.instance()
-            self._pages.clear()
-        with contextlib.suppress(ServerError, ValueError):  # else the next look is the first under the new parameters
+        with contextlib.suppress(LaunchpadError, ServerError, ValueError):  # else the next look tells of it
+            if name == SERVER:  # another server counts from nought
+                self._pages.clear()
+                self._instance = self._live.instance()
             self._read_page()
         return "applied"
 

@@ -144,6 +144,16 @@ def test_a_page_cut_off_in_the_middle_changes_nothing(server):
     assert not server.published
 
 
+def test_a_page_that_lacks_what_the_one_before_had_changes_nothing(server):
+    run = Run(server)
+    run.go(1)
+    whole = server.metrics
+    server.metrics = lambda: "\n".join(line for line in whole().splitlines() if "request_latency" not in line) + "\n"
+    entries = run.go(3)
+    assert "the metrics do not come" in entries[0].decision.reason
+    assert not server.published
+
+
 def test_a_server_that_is_gone_changes_nothing_and_is_told(server):
     run = Run(server)
     server.instance = lambda: (_ for _ in ()).throw(EnvironmentFault("the launched server has ended"))
