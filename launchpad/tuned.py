@@ -15,6 +15,7 @@ from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.layout import Layout
 from launchpad.spec import Batching, BatchQueue
+from launchpad.stage import spread
 
 HEADER = (
     "# Written by `invoke tune`; obeyed where pipeline.yaml says `batching: tuned`. `evidence`: what was measured.\n"
@@ -41,12 +42,15 @@ def other_machine(known: dict[str, Any]) -> list[str]:
     return [f"{key} was {known.get(key)}, is {here[key]}" for key in MACHINE if known.get(key) != here[key]]
 
 
-def write(layout: Layout, model: str, queue: BatchQueue | None, threads: int, evidence: dict[str, Any]) -> None:
-    """Write what was found for a model; what is there of others stays.
+def write(
+    layout: Layout, model: str, queue: BatchQueue | None, threads: int, evidence: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Write what was found for a model; what is there of others stays. Return what differs: {key: (before, after)}.
 
     The batch threads serve all models: they are as many as the model needs that needs most.
     """
     found = _read(layout)
+    before = _parameters(found)
     evidences = found.get("evidence") or {}
     models = {name: own for name, own in (found.get("models") or {}).items() if name in evidences}
     models[model] = _plain(queue)
@@ -59,6 +63,17 @@ def write(layout: Layout, model: str, queue: BatchQueue | None, threads: int, ev
         server = _plain(Batching(**shared.model_dump(), num_batch_threads=most))
     document = {"batching": server, "models": models, "evidence": evidences}
     files.write_text(layout.tuned, HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    after = _parameters(document)
+    return {key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)}
+
+
+def _parameters(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for part in ("batching", "models")
+        if document.get(part)
+        for key, value in spread(f"tuned.{part}", document[part]).items()
+    }
 
 
 def _plain(queue: BatchQueue | None) -> Any:

@@ -29,6 +29,7 @@ KEEP_S = 10.0
 KEPT_ROWS = 20_000
 """Rows that wait for a store that is away; beyond it the oldest are lost."""
 PRUNE_S = 3600.0
+SHORTEST_S = 0.1
 CLOCK_JUMP_S = 60.0
 GONE_S = 10.0
 """Time without a launched server after which the monitor ends; a launch that replaces the server takes less."""
@@ -100,7 +101,8 @@ def watch(
 ) -> None:
     """Sample the launched server until `ended`, for `duration_s`, or until the server is stopped for good.
 
-    Raises EnvironmentFault where no server was launched, it has no metrics page, or another monitor watches it.
+    Raises EnvironmentFault where no server was launched or another monitor watches it, DeclarationError where it has no
+    metrics page or the times cannot be kept.
     """
     server = Server.ready(Layout(declared.root))
     if server.metrics_path is None:
@@ -110,6 +112,9 @@ def watch(
             "declare serving.monitoring.enabled and a REST port, then `invoke launch`",
         )
     every_s = interval_s or declared.pipeline.monitor.interval_s
+    if every_s < SHORTEST_S or duration_s < 0:
+        what = f"an interval of {every_s:g} s for {duration_s:g} s cannot be kept"
+        raise DeclarationError(what, fix=f"give an interval of {SHORTEST_S:g} s or more, and no negative duration")
     ended = ended or threading.Event()
     with exclusive(Layout(declared.root).monitor_lock, HELD):
         sampler, keeper = Sampler(declared), Keeper(declared)

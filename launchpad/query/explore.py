@@ -40,8 +40,9 @@ def show(root: Path, port: int) -> None:
         try:
             listener.bind((HOST, port))
             listener.listen()  # who comes from now on waits for the first answer
-        except OSError as error:
-            raise EnvironmentFault(f"port {port}: {error.strerror}", fix="give another with --port") from None
+        except (OSError, OverflowError) as error:
+            why = error.strerror if isinstance(error, OSError) else "there is no such port"
+            raise EnvironmentFault(f"port {port}: {why}", fix="give another with --port") from None
         application = datasette(file_of(declared)).app()
         console.say(f"the store at http://{HOST}:{listener.getsockname()[1]}/, for reading only; Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from launchpad import batching, console, files, machine, tuned
+from launchpad import batching, console, files, machine, notes, tuned
 from launchpad.backends import choose
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
 from launchpad.examples import Examples
@@ -432,5 +432,24 @@ def _keep(context: Context, done: Tuning, folder: Path) -> None:
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "report": layout.relative(folder / "report.md"),
     }
-    tuned.write(layout, done.model, best.chosen.queue, best.chosen.threads, evidence)
+    changed = tuned.write(layout, done.model, best.chosen.queue, best.chosen.threads, evidence)
     shutil.rmtree(results, ignore_errors=True)
+    if changed:
+        _note(context, done, changed, folder)
+
+
+def _note(context: Context, done: Tuning, changed: dict[str, tuple[Any, Any]], folder: Path) -> None:
+    """Note what was found where it differs from what was tuned before, beside what the declared parameters gave."""
+    best, goal = done.best, done.goal
+    shown = [one for one in done.judged if one.chosen in (best.chosen, done.named["declared"])]
+    names = [f"{done.name(one.chosen) or 'found'}: {one.chosen.title}" for one in shown]
+    rows = [
+        f"| {name} | {one.value:,.1f} | {one.low:,.1f} to {one.high:,.1f} |"
+        for name, one in zip(names, shown, strict=True)
+    ]
+    table = "\n".join([f"| measured | {goal.unit} | interval |", "| --- | ---: | ---: |", *rows])
+    report = context.layout.relative(folder / "report.md")
+    link = f"[Report](../../{report}). Obeyed where pipeline.yaml says `batching: tuned`."
+    why = f"best of {len(done.judged)} measured configurations with p99 at most {goal.limits.p99_s * 1e3:g} ms"
+    title = f"{done.model}: {best.chosen.title}"
+    notes.record(context.declaration, "tune", changed, why, title=title, evidence=f"{table}\n\n{link}")

@@ -7,16 +7,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
 import pytest
 
+from launchpad.errors import DeclarationError
 from launchpad.layout import Layout
 from launchpad.modelserver.metrics import Metrics
 from launchpad.monitor.sampling import Sampler
 from launchpad.monitor.screen import line
-from launchpad.monitor.watch import KEEP_S, Keeper
+from launchpad.monitor.watch import KEEP_S, Keeper, watch
 from launchpad.resources import Reading, of_stats
 from launchpad.server import Server
 from launchpad.spec import Monitor
@@ -212,6 +214,19 @@ def test_what_is_old_is_deleted_unless_the_wall_clock_jumped(
     with sqlite3.connect(declared.root / "store.db") as store:
         assert store.execute("select count(*) from samples").fetchone() == (left,)
     assert ("the wall clock jumped" in capsys.readouterr().out) == bool(jump_s)
+
+
+@pytest.mark.parametrize("times", [{"interval_s": -1.0}, {"interval_s": 0.01}, {"duration_s": -1.0}])
+def test_times_that_cannot_be_kept_are_refused(fake, sampler, declared, times):
+    with pytest.raises(DeclarationError, match="cannot be kept"):
+        watch(declared, lambda rows: None, **times)
+
+
+def test_a_server_without_a_metrics_page_cannot_be_watched(fake, sampler, declared):
+    server = Server.ready(Layout(declared.root))
+    replace(server, metrics_path=None).save(Layout(declared.root))
+    with pytest.raises(DeclarationError, match="without a metrics page"):
+        watch(declared, lambda rows: None)
 
 
 def test_what_is_kept_for_good_has_no_limit():

@@ -234,10 +234,10 @@ def checkout(declare, tmp_path):
     return declare(TEXT)
 
 
-def keep(checkout, name: str, queue: BatchQueue | None, threads: int = 1, **evidence) -> None:
+def keep(checkout, name: str, queue: BatchQueue | None, threads: int = 1, **evidence) -> dict:
     layout = Layout(checkout.root)
     common = {"model_digest": tuned.model_digest(layout, name), "machine": tuned.machine.describe()}
-    tuned.write(layout, name, queue, threads, {**common, **evidence})
+    return tuned.write(layout, name, queue, threads, {**common, **evidence})
 
 
 def test_what_was_tuned_is_what_the_server_gets(checkout):
@@ -252,6 +252,13 @@ def test_tuning_one_model_again_keeps_what_was_found_for_another(checkout):
     keep(checkout, "b", BatchQueue(max_batch_size=32, allowed_batch_sizes=(8, 32)), threads=4)
     keep(checkout, "a", None)
     assert batching.effective(checkout).queues["b"] == BatchQueue(max_batch_size=32, allowed_batch_sizes=(8, 32))
+
+
+def test_what_differs_from_what_was_tuned_before_is_told_and_nothing_where_nothing_does(checkout):
+    assert keep(checkout, "a", None) == {"tuned.batching": (None, "off"), "tuned.models.a": (None, "off")}
+    assert keep(checkout, "a", None) == {}
+    changed = keep(checkout, "a", BatchQueue(max_batch_size=32))
+    assert changed["tuned.models.a"] == ("off", None) and changed["tuned.models.a.max_batch_size"] == (None, 32)
 
 
 def test_nothing_is_batched_where_off_was_best_for_all(checkout):

@@ -104,6 +104,9 @@ def test_tuning_goes_on_after_an_interruption_and_leaves_parameters_with_their_e
     evidence = yaml.safe_load(profiled.layout.tuned.read_text())["evidence"][MODEL]
     assert all((report / "runs" / run / "summary.json").exists() for run in evidence["runs"])
     assert not progress(profiled).exists()
+    (note,) = profiled.layout.notes.glob("*-tune.md")
+    said = note.read_text()
+    assert f"(../../reports/tuning/{report.name}/report.md)" in said and f"`tuned.models.{MODEL}" in said
 
 
 def test_tuned_parameters_are_obeyed_and_doubted_on_another_machine(profiled):
