@@ -198,23 +198,28 @@ def profile(_: Invocation, model: str = "") -> None:
 @task(
     help={
         "model": "tune this model alone; those that pipeline.yaml names under `tune`, or all, unless given",
+        "variants": "profile the model exported in other ways, check their answers, show what each gains",
         "explain": "say what the simulator expects of a configuration, and why; measure nothing",
         "parameters": "with --explain: batching as YAML, `off` or '{max_batch_size: 16, num_batch_threads: 2}'; the "
         "declared one unless given",
     }
 )
-def tune(_: Invocation, model: str = "", explain: bool = False, parameters: str = "") -> None:
+def tune(_: Invocation, model: str = "", explain: bool = False, parameters: str = "", variants: bool = False) -> None:
     """Find the batching parameters that reach the goal, by simulation and measurement; write serving/tuned.yaml."""
     with reported():
         from launchpad import pipeline
         from launchpad.tune import showing
+        from launchpad.tune import variants as other_exports
 
         given = pipeline.context(ROOT)
         if explain:
             showing.show_explanation(given, model or None, parameters)
             return
         with pipeline.locked(given):
-            showing.show_tuning(given, model or None)
+            if variants:
+                other_exports.show(given, model or None)
+            else:
+                showing.show_tuning(given, model or None)
 
 
 @task(

@@ -37,18 +37,27 @@ COMMAND_TIMEOUT_S = 420.0
 
 
 class Bench:
-    """A checkout of its own at `root`, on a declaration derived from the user's."""
+    """A checkout of its own at `root`, on a declaration derived from the user's.
 
-    def __init__(self, declaration: Declaration, root: Path, traffic: Sequence[Traffic]) -> None:
+    versions: {model: a SavedModel to serve in place of the user's}.
+    """
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        root: Path,
+        traffic: Sequence[Traffic],
+        versions: Mapping[str, Path] | None = None,
+    ) -> None:
         self._declaration = declaration
         self._traffic = traffic
         self.layout = Layout(root)
         root.mkdir(parents=True, exist_ok=True)
         (root / "loadtests").mkdir(exist_ok=True)
         for name in LINKED:
-            link = root / name
-            if not link.is_symlink():
-                link.symlink_to(declaration.root / name)
+            _link(declaration.root / name, root / name)
+        if versions:
+            _replace_versions(declaration.root / "models", root / "models", versions)
         self._rest, self._grpc = _free_ports(2)
 
     def declare(
@@ -139,6 +148,28 @@ class Bench:
     def stop(self) -> None:
         """End the workbench's server."""
         self.invoke("stop")
+
+
+def _link(target: Path, link: Path) -> None:
+    if not link.is_symlink():
+        files.remove(link)
+        link.symlink_to(target)
+
+
+def _replace_versions(models: Path, place: Path, versions: Mapping[str, Path]) -> None:
+    """Make a folder of links to all models in place of the link to theirs, with other SavedModels for some."""
+    place.unlink()
+    for model in models.iterdir():
+        if model.name not in versions:
+            (place / model.name).parent.mkdir(exist_ok=True)
+            _link(model, place / model.name)
+            continue
+        (place / model.name / "versions").mkdir(parents=True)
+        for part in model.iterdir():
+            if part.name != "versions":
+                _link(part, place / model.name / part.name)
+        version = versions[model.name]
+        _link(version, place / model.name / "versions" / version.name)
 
 
 def _plain(queue: BatchQueue | None) -> Any:
