@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import TypeAdapter
 
 from launchpad import declaration, files, machine, tuned
@@ -45,6 +47,8 @@ BOUND = 64
 ENOUGH = 3
 """Configurations that tune measures beside `off`."""
 SEEDS = 20
+MOST_FOR_OTHERS = 0.1
+"""Share of the cores that others may take during a measurement that counts."""
 
 
 def batched(size: int, timeout_us: int, threads: int, bound: int = BOUND, sizes: tuple[int, ...] = ()) -> Configuration:
@@ -139,6 +143,7 @@ def measure(model: str, chosen: Configuration, found: profile.Profile, with_p99:
     threads = {"rest_api_num_threads": chosen.request_threads, "grpc_max_threads": chosen.request_threads}
     place.declare({model: chosen.queue}, chosen.threads, loads, threads)
     server = place.launch()
+    neighbours = Neighbours(server.pid)
     row: Kept = {"configuration": CONFIGURATION.dump_python(chosen, mode="json"), "title": chosen.title}
     try:
         if with_p99:
@@ -151,11 +156,12 @@ def measure(model: str, chosen: Configuration, found: profile.Profile, with_p99:
                 "p50_ms": totals["p50_ms"],
                 "predicted_p99_ms": simulated.percentile_ms(99),
                 "predicted_p50_ms": simulated.percentile_ms(50),
-                "others": used.others,
+                "p99_others": used.others,
             }
         words = ("capacity", "--p99", f"{GOAL.limits.p99_s * 1e3:g}", "--start", f"{guess:.0f}")
         place.invoke(*words, allowed=(0, 1))
         capacity = place.results("capacity.json")[-1]
+        row["others"] = neighbours.share()
     finally:
         place.stop()
     return {
@@ -166,6 +172,25 @@ def measure(model: str, chosen: Configuration, found: profile.Profile, with_p99:
         "seconds": round(time.monotonic() - began, 1),
         "at": time.strftime("%Y-%m-%d %H:%M"),
     }
+
+
+class Neighbours:
+    """What of the processor others took since this was made: neither this process, nor its children, nor a server."""
+
+    def __init__(self, server: int) -> None:
+        self._server = psutil.Process(server)
+        self._began, self._before = time.monotonic(), self._others_s()
+
+    def _others_s(self) -> float:
+        whole, server = psutil.cpu_times(), self._server.cpu_times()
+        own = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        own_s = sum(used.ru_utime + used.ru_stime for used in own) + server.user + server.system
+        return float(whole.user + whole.nice + whole.system + whole.steal) - own_s
+
+    def share(self) -> float:
+        """Return the share of all cores."""
+        length_s = time.monotonic() - self._began
+        return max(0.0, self._others_s() - self._before) / length_s / int(machine.describe()["cores"])
 
 
 def run(models: list[str], configurations: tuple[Configuration, ...], with_p99: bool, end: float) -> None:
@@ -209,7 +234,7 @@ def show_predictions(model: str, measured: list[Kept]) -> None:
         expected, value = row["predicted_rps"][0], middle(row)
         off = f"{expected / value - 1:+.0%}" if value else ""
         low, high = row["capacity_rps"]
-        mark = " !" if row["limited"] else ""
+        mark = (" !" if row["limited"] else "") + (" ~" if disturbed(row) else "")
         text = f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{mark} | {off} "
         if "p99_ms" in row:
             text += f"| {row['predicted_p99_ms']:.1f} ms at {row['rate_rps']:,.0f} | {row['p99_ms']:.1f} "
@@ -217,16 +242,22 @@ def show_predictions(model: str, measured: list[Kept]) -> None:
         else:
             text += "| | | |"
         print(text)
-    errors = [abs(row["predicted_rps"][0] / middle(row) - 1) for row in measured if middle(row)]
-    late = [abs(row["predicted_p99_ms"] / row["p99_ms"] - 1) for row in measured if "p99_ms" in row]
+    fair = [row for row in measured if not disturbed(row) and not row["limited"]]
+    errors = [abs(row["predicted_rps"][0] / middle(row) - 1) for row in fair if middle(row)]
+    late = [abs(row["predicted_p99_ms"] / row["p99_ms"] - 1) for row in fair if "p99_ms" in row]
     print(f"\ncapacity within 10 %: {sum(error <= 0.1 for error in errors)} of {len(errors)}", end="; ")
     print(f"p99 within 15 %: {sum(error <= 0.15 for error in late)} of {len(late)}")
-    print("! the generator was in the way: a lower bound")
+    print("not counted: ! the generator was in the way; ~ others took more than a tenth of the cores")
+
+
+def disturbed(row: Kept) -> bool:
+    return max(row["others"], row.get("p99_others", 0.0)) > MOST_FOR_OTHERS
 
 
 def show_grid(model: str, part: Kept) -> None:
     rows = {chosen: row for chosen in GRID if (row := row_of(part, chosen))}
-    print(f"\n### {model}: {len(rows)} of the grid's {len(GRID)} configurations are measured")
+    print(f"\n### {model}: {len(rows)} of the grid's {len(GRID)} configurations are measured", end="")
+    print(f", {sum(map(disturbed, rows.values()))} of them while others took more than a tenth of the cores")
     if len(rows) < len(GRID):
         print("not run: the comparison with the exhaustive grid needs all of them")
         return
