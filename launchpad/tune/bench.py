@@ -110,7 +110,11 @@ class Bench:
 
     def _run(self, module: str, *words: str, allowed: Sequence[int] = (0,)) -> int:
         with self.running(*words, module=module) as command:
-            code = command.wait(timeout=COMMAND_TIMEOUT_S)
+            try:
+                code = command.wait(timeout=COMMAND_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                what = f"`{' '.join(words)}` on the workbench was not over after {COMMAND_TIMEOUT_S:g} s, and was ended"
+                raise EnvironmentFault(what, str(self.layout.root / LOG)) from None
         if code not in allowed:
             said = (self.layout.root / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             shown = "\n    ".join(said[-8:])
