@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ HOST = "127.0.0.1"
 NAME = "store"
 """What the page calls the database."""
 COPIED_AT_ONCE = 10_000
+CLAUSES = re.compile(" (from|where|group by|order by|limit) ")
+"""What begins a new line in the SQL editor."""
 
 
 def show(root: Path, port: int) -> None:
@@ -67,7 +70,8 @@ def datasette(file: Path) -> Any:
 def metadata() -> dict[str, Any]:
     """Return what Datasette is told: titles, and a query and if it is drawn a link to its chart for each question."""
     queries = {
-        name: {"sql": question.sql, "title": question.title, "hide_sql": False} for name, question in QUESTIONS.items()
+        name: {"sql": CLAUSES.sub(r"\n\1 ", question.sql), "title": question.title}
+        for name, question in QUESTIONS.items()
     }
     asked = "".join(_item(name, question) for name, question in QUESTIONS.items())
     views = "".join(f'<li><a href="/{NAME}/{view}">{view}</a></li>' for view in VIEWS)
