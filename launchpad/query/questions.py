@@ -34,7 +34,7 @@ QUESTIONS = {
         chart=Chart("circle", "started", "temporal", "p99_ms", "model"),
     ),
     "trend": Question(
-        "p99 of each model against the run before it, under the same load on the same machine",
+        "p99 of each model against the run before it, of the same profile on the same machine",
         "select started, run, profile, model, p99_ms, previous_p99_ms, round(cast(100 * p99_change as numeric), 1) "
         "as change_percent, previous_run from latency_trend order by started desc, model",
         chart=Chart("line", "started", "temporal", "p99_ms", "model"),
