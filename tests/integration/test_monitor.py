@@ -38,14 +38,14 @@ def test_a_chain_is_watched_kept_and_what_changed_between_two_is_noted(checkout)
     stages = [row["stage"] for row in asked(checkout, f"select stage from stages where run = '{run.name}' order by id")]
     assert stages == ["export", "configure", "build", "launch", "warmup", "loadtest", "report"]
 
-    checkout.edit(("batch_timeout_micros: 500", "batch_timeout_micros: 600"))
-    checkout.invoke("note", "a try: longer batches", check=True)
-    assert "noted: reports/notes/" in checkout.invoke("deploy-local", *SHORT, check=True).stdout
+    checkout.edit(("p99_ms: 100", "p99_ms: 90"))
+    checkout.invoke("note", "what the callers wait for at most", check=True)
+    assert "noted: reports/notes/" in checkout.invoke("loadtest", *SHORT, check=True).stdout
 
     (note,) = [path for path in (checkout.root / "reports" / "notes").glob("*.md") if path.name != "README.md"]
     first, second = (run.name for run in checkout.runs())
     text = note.read_text()
-    assert "| `serving.batching.batch_timeout_micros` | `500` | `600` |" in text and "a try: longer batches" in text
+    assert "| `objectives.p99_ms` | `100` | `90` |" in text and "what the callers wait for at most" in text
     assert f"[{first}](../{first}/report.md) | [{second}](../{second}/report.md)" in text
     history = asked(checkout, "select source, run_before, run_after from config_history")
     assert history == [{"source": "hand", "run_before": first, "run_after": second}]
