@@ -111,13 +111,20 @@ class Profile:
     def others(self) -> float:
         return max(use.others for use in (self.full, self.large, self.batched, self.middle))
 
+    def _run_s(self, use: Use) -> float:
+        """A run under full load without what neighbours took of the processor meanwhile.
+
+        An event loop that is never idle has the processor for as long as it uses it; for the rest others have it.
+        """
+        return use.run_s * min(1.0, use.server_s * use.rate_rps)
+
     @property
     def batch_s(self) -> np.ndarray:
         """[largest + 1] s of a batch of each size under load: as measured, less what warm caches save; never falling
         with the size. What they save was measured at one row and at LARGE, and is interpolated by the logarithm."""
         sizes = np.arange(self.sizes[-1] + 1)
         alone = np.interp(sizes, self.sizes, self.run_s)
-        saved = [self.run_s[0] - self.full.run_s, self.run_s[self.sizes.index(LARGE)] - self.large.run_s]
+        saved = [self.run_s[0] - self._run_s(self.full), self.run_s[self.sizes.index(LARGE)] - self._run_s(self.large)]
         if self.run_s[self.sizes.index(LARGE)] > self._inline_s:  # ran beside others, which says nothing of caches
             saved[1] = saved[0]
         saving = np.interp(np.log(np.maximum(sizes, 1)), [0.0, np.log(LARGE)], saved)
@@ -126,7 +133,7 @@ class Profile:
     @property
     def front_s(self) -> float:
         """Work on a request outside its run, under full load."""
-        return max(1e-6, self.full.server_s - self.full.run_s)
+        return max(1e-6, self.full.server_s - self._run_s(self.full))
 
     @property
     def task_s(self) -> float:

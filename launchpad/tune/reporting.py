@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from launchpad import drawing, files, runfolder
 from launchpad.tune.predict import Configuration, Model, mean_sizes
+from launchpad.tune.profile import MOST_FOR_OTHERS
 
 if TYPE_CHECKING:
     from launchpad.tune.tuning import Judged, Measured, Tuning
@@ -44,6 +45,9 @@ def text(done: Tuning) -> str:
         f"{done.seconds / 60:.1f} min. {done.profile.backend} backend, {machine['processor']}, {machine['cores']} "
         "cores shared with the load generator.\n\n"
     )
+    others = done.profile.others
+    if others > MOST_FOR_OTHERS:
+        about += f"**Doubtful**: others took {others:.0%} of the cores while the profile was measured.\n\n"
     columns = ("configuration", "", f"measured {done.goal.unit}", "interval", "expected", "difference")
     body = table(columns, rows(done))
     left = [f"- {one.title}" for one in done.skipped]

@@ -148,7 +148,7 @@ def test_the_pareto_front_leaves_out_what_is_beaten_in_both():
 
 
 def use(**values: float) -> profile.Use:
-    common = {"rate_rps": 5000.0, "server_s": 1.4e-4, "generator_s": 2e-5, "run_s": 8e-5, "batch": 1.0}
+    common = {"rate_rps": 1 / 1.4e-4, "server_s": 1.4e-4, "generator_s": 2e-5, "run_s": 8e-5, "batch": 1.0}
     return profile.Use(**{**common, "median_s": 6e-4, "others": 0.0, **values})
 
 
@@ -183,6 +183,13 @@ def test_what_a_request_costs_is_divided_into_run_front_and_batching():
     assert found.batch_s[8] == pytest.approx(2e-4)
     assert found.task_s == pytest.approx(1.1e-4 - 6e-5 - found.batch_s[16] / 16)
     assert (np.diff(found.batch_s) >= 0).all()
+
+
+def test_what_neighbours_take_of_the_processor_does_not_count_as_the_runs():
+    """With a third of its time taken, a run lasts half as long again, and the loop does two thirds of the requests."""
+    alone, crowded = a_profile(), a_profile(full=use(run_s=1.2e-4, rate_rps=2 / 3 / 1.4e-4))
+    assert crowded.front_s == pytest.approx(alone.front_s)
+    assert crowded.batch_s[1] == pytest.approx(alone.batch_s[1])
 
 
 def test_a_calibrated_profile_gives_the_processor_time_and_the_latency_that_were_measured():
