@@ -42,7 +42,8 @@ def locate(declaration: Declaration) -> URL:
 def writer(url: URL) -> Engine:
     """Return an engine whose transactions write, one after the other. Makes the folder of an SQLite file."""
     if url.get_backend_name() == "postgresql":
-        return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
+        arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "options": f"-c lock_timeout={LOCK_TIMEOUT_S * 1000:.0f}ms"}
+        return create_engine(url, poolclass=NullPool, connect_args=arguments)
     Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": LOCK_TIMEOUT_S})
     # The driver would begin transactions late, so that two writers could each hold what the other needs.
@@ -90,13 +91,17 @@ def told(doing: str, url: URL, where: str) -> Iterator[None]:
 
 def _refusal(error: Exception, doing: str, url: URL) -> str:
     said = " ".join(str(getattr(error, "orig", error)).split())
-    if "database is locked" in said:
+    if _is_locked(said):
         return f"is locked by another program for more than {LOCK_TIMEOUT_S:g} s, {doing}"
     if "disk is full" in said or "No space left" in said:
         return f"has no room left, {doing}"
     if unreachable(error, url):
         return f"does not answer at {url.render_as_string(hide_password=True)}: {said}"
     return f"refused, {doing}: {said}"
+
+
+def _is_locked(said: str) -> bool:
+    return "database is locked" in said or "lock timeout" in said
 
 
 def unreachable(error: Exception, url: URL) -> bool:
@@ -109,7 +114,7 @@ def unreachable(error: Exception, url: URL) -> bool:
 
 def _remedy(error: Exception, url: URL) -> str:
     said = str(error)
-    if "database is locked" in said:
+    if _is_locked(said):
         return f"end the program that holds {url.database}; {REFILL}"
     if "disk is full" in said or "No space left" in said:
         return f"make room, or declare another store; {REFILL}"

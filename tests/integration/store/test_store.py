@@ -6,6 +6,7 @@ import datetime
 import multiprocessing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from launchpad import declaration, files
@@ -176,6 +177,18 @@ def test_a_server_that_is_away_says_so_and_the_store_is_whole_when_it_is_back(po
             postgres.start()
         store.add_run(summary | {"run": "later"})
         assert store.runs() == {summary["run"], "later"}
+
+
+def test_a_table_that_another_program_holds_is_said_to_be_locked(postgres, declare, example, monkeypatch):
+    monkeypatch.setattr(connection, "LOCK_TIMEOUT_S", 0.2)
+    declared = declare(TEXT.format(url=postgres.database("held")))
+    with Store.open(declared) as store:
+        address = declared.pipeline.store.replace("+psycopg", "")
+        with psycopg.connect(address) as holder:
+            holder.execute("lock table runs")
+            with pytest.raises(EnvironmentFault, match="is locked by another program"):
+                store.add_run(example[0])
+        store.add_run(example[0])
 
 
 def test_a_database_that_there_is_not_says_so(postgres, declare):
