@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from launchpad import batching, console, files, machine, notes, tuned
+from launchpad import batching, console, files, machine, notes, runfolder, tuned
 from launchpad.backends import choose
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
 from launchpad.examples import Examples
@@ -314,10 +314,37 @@ def _measure_capacity(bench: Bench, state: _State, chosen: Configuration) -> Mea
     words = ["capacity", "--p99", f"{state.goal.limits.p99_s * 1e3:g}", "--start", f"{max(guess, 1.0):.0f}"]
     bench.invoke(*words, allowed=(0, 1))
     found = bench.results("capacity.json")[-1]
-    low, high = found["interval_rps"]
-    probes = [(probe["rate_rps"], probe["p50_ms"], probe["p99_ms"], probe["share"]) for probe in found["probes"]]
+    folder = bench.layout.results(found["run"]) / "probes"
+    tried = found["probes"]
+    failed = [_failed_share(folder / f"{number:02d}") for number in range(len(tried))]
+    low, high = holding(tried, failed, state.goal.limits.error_rate)
+    probes = [(probe["rate_rps"], probe["p50_ms"], probe["p99_ms"], probe["share"]) for probe in tried]
     middle = math.sqrt(low * (high or low)) if low else None
     return Measured(chosen, middle, low, high or low, probes, found["limited"], found["run"], 0.0)
+
+
+def _failed_share(folder: Path) -> float:
+    """Return the share of a probe's requests that got no right answer."""
+    sent = sum(row["requests"] for row in runfolder.read_history(folder))
+    return sum(row["count"] for row in runfolder.read_errors(folder)) / sent if sent else 0.0
+
+
+def holding(
+    probes: Sequence[dict[str, Any]], failed: Sequence[float], error_rate: float
+) -> tuple[float | None, float | None]:
+    """Return (highest rate that holds, lowest above it that does not): p99, as the capacity search judges it, and the
+    error rate, which it does not look at by itself. None where no such rate was tried."""
+    holds = [
+        probe["share"] <= predict.MISSES and share <= error_rate for probe, share in zip(probes, failed, strict=True)
+    ]
+    broken = [probe["rate_rps"] for probe, held in zip(probes, holds, strict=True) if not held]
+    least_broken = min(broken, default=None)
+    held = [
+        probe["rate_rps"]
+        for probe, good in zip(probes, holds, strict=True)
+        if good and (least_broken is None or probe["rate_rps"] < least_broken)
+    ]
+    return max(held, default=None), least_broken
 
 
 def _near(ranked: Sequence[Expected]) -> float:

@@ -119,6 +119,13 @@ def test_a_measurement_in_which_the_generator_was_in_the_way_is_not_used():
     assert "at full CPU" in problem.what and problem.fix
 
 
+def test_a_rate_holds_only_with_the_error_rate_held_too():
+    probes = [{"rate_rps": rate, "share": share} for rate, share in ((100.0, 0.0), (110.0, 0.004), (120.0, 0.5))]
+    assert tuning.holding(probes, [0.0, 0.0, 0.4], error_rate=0.001) == (110.0, 120.0)
+    assert tuning.holding(probes, [0.0, 0.004, 0.4], error_rate=0.001) == (100.0, 110.0)
+    assert tuning.holding(probes, [0.1, 0.1, 0.4], error_rate=0.001) == (None, 100.0)
+
+
 def test_where_nothing_holds_the_nearest_is_named():
     assert tuning.judge([measured(OFF, None, None)], RATE) == []
     (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE)
