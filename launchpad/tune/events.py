@@ -130,6 +130,56 @@ def _factor(factors: Any, ends: Any, k: int) -> float:
     return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
 
 
+ARRIVAL, FRONT_ENDS, CLIENT_ENDS, JOB_ENDS, TIMER = 3, 0, 1, 2, 4
+"""What happens next."""
+
+
+@njit(cache=True)
+def _next_event(
+    now: float,
+    work_clock: float,
+    share: float,
+    mode: Any,
+    front_end: Any,
+    client_busy: bool,
+    client_end: float,
+    jobs: int,
+    job_end: Any,
+    due: float,
+    timer: float,
+) -> tuple[float, int, int]:
+    """Return (s until then, what happens, to which worker or job); -1 where nothing will happen any more."""
+    wait, what, index = np.inf, -1, 0
+    for f in range(mode.shape[0]):
+        if mode[f] >= 0 and (front_end[f] - work_clock) / share < wait:
+            wait, what, index = (front_end[f] - work_clock) / share, FRONT_ENDS, f
+    if client_busy and (client_end - work_clock) / share < wait:
+        wait, what = (client_end - work_clock) / share, CLIENT_ENDS
+    for j in range(jobs):
+        if (job_end[j] - work_clock) / share < wait:
+            wait, what, index = (job_end[j] - work_clock) / share, JOB_ENDS, j
+    if due - now < wait:
+        wait, what = due - now, ARRIVAL
+    if timer - now < wait:
+        wait, what = timer - now, TIMER
+    return wait, what, index
+
+
+@njit(cache=True)
+def _next_look(ready: float, now: float, poll_s: float, idle_since: Any, busy: Any) -> tuple[float, int]:
+    """Return (when an idle thread next looks for batches, not before `ready`; which one); inf where none is idle."""
+    earliest, found = np.inf, 0
+    for thread in range(busy.shape[0]):
+        if not busy[thread]:
+            looks = max(1.0, np.ceil((ready - idle_since[thread]) / poll_s))
+            at = idle_since[thread] + looks * poll_s
+            if at <= now:
+                at += poll_s
+            if at < earliest:
+                earliest, found = at, thread
+    return earliest, found
+
+
 @njit(cache=True, nogil=True)
 def run(
     times: Any,  # [n] due times in s, increasing
@@ -217,19 +267,10 @@ def run(
         running = fronts_busy + (1 if client_busy else 0)
         active = running + jobs * batch_cores
         share = 1.0 if active <= cores else cores / active
-        wait, what, index = np.inf, -1, 0
-        for f in range(fronts):
-            if mode[f] >= 0 and (front_end[f] - work_clock) / share < wait:
-                wait, what, index = (front_end[f] - work_clock) / share, 0, f
-        if client_busy and (client_end - work_clock) / share < wait:
-            wait, what = (client_end - work_clock) / share, 1
-        for j in range(jobs):
-            if (job_end[j] - work_clock) / share < wait:
-                wait, what, index = (job_end[j] - work_clock) / share, 2, j
-        if arrived < n and times[arrived] - now < wait:
-            wait, what = times[arrived] - now, 3
-        if timer - now < wait:
-            wait, what = timer - now, 4
+        due = times[arrived] if arrived < n else np.inf
+        wait, what, index = _next_event(
+            now, work_clock, share, mode, front_end, client_busy, client_end, jobs, job_end, due, timer
+        )
         if what < 0:
             break
         if wait > 0:
@@ -244,14 +285,14 @@ def run(
         tries = 0  # how many threads look for a batch; -1: all that are free
         tried = -1  # which one, when it is one
         enter = -1  # a request that reaches the server
-        if what == 3:
+        if what == ARRIVAL:
             if with_client:
                 to_client[client_tail] = 2 * arrived
                 client_tail += 1
             else:
                 enter = arrived
             arrived += 1
-        elif what == 1:
+        elif what == CLIENT_ENDS:
             client_busy = False
             client_idle = now
             r = client_item >> 1
@@ -260,7 +301,7 @@ def run(
                 finished += 1
             else:
                 enter = r
-        elif what == 4:
+        elif what == TIMER:
             timer = np.inf
             if loop:
                 if not looking:
@@ -271,7 +312,7 @@ def run(
                 tries, tried = 1, held
             else:
                 tries = -1
-        elif what == 2:
+        elif what == JOB_ENDS:
             job, thread = job_of[index], thread_of[index]
             jobs -= 1
             job_end[index], job_of[index], thread_of[index] = job_end[jobs], job_of[jobs], thread_of[jobs]
@@ -436,7 +477,7 @@ def run(
                     if mode[f] < 0 and threads_busy < threads:
                         timer = _earliest(q, timeouts, order, batches, started)
 
-        if not loop and (what in (2, 4) or tries != 0 or kind_before == READ):
+        if not loop and (what in (JOB_ENDS, TIMER) or tries != 0 or kind_before == READ):
             while tries != 0 and threads_busy < threads:
                 b = _next_batch(q, now, timeouts, order, batches, started, counts)
                 if b < 0:
@@ -467,15 +508,7 @@ def run(
                 ready = _earliest(q, timeouts, order, batches, started)
                 if ready < np.inf:
                     if poll_s > 0:
-                        ready = max(ready, now)
-                        for thread in range(threads):
-                            if not busy_thread[thread]:
-                                ticks = np.ceil((ready - idle_since[thread]) / poll_s)
-                                tick = idle_since[thread] + max(1.0, ticks) * poll_s
-                                if tick <= now:
-                                    tick += poll_s
-                                if tick < timer:
-                                    timer, held = tick, thread
+                        timer, held = _next_look(max(ready, now), now, poll_s, idle_since, busy_thread)
                     else:
                         timer = max(ready, now)
 
