@@ -33,6 +33,7 @@ ALONE_RPS = (20.0, 35.0, 45.0, 55.0, 65.0, 75.0)
 BUSY = (0.7, 0.95)
 """Of the highest rate at which one server was measured to hold the objective."""
 OBJECTIVE_MS = 100.0
+PERCENTILES = (50, 90, 99)
 
 
 def checkout(folder: Path) -> Checkout:
@@ -98,7 +99,7 @@ def main() -> None:
         servers, balancer = int(key.split()[0]), key.partition(" ")[2].rpartition(" ")[0]
         each = measured["rate_rps"] / servers
         taken = fleet.latencies(fitted.replica, balancer, servers, each)  # type: ignore[arg-type]
-        for percentile in (50, 99):
+        for percentile in PERCENTILES:
             measured[f"computed_p{percentile}_ms"] = round(float(np.percentile(taken, percentile)) * 1e3, 1)
     kept["replica"] = vars(fitted.replica) | {"p50_off": fitted.p50_off, "p99_off": fitted.p99_off}
     files.write_json(RESULTS, kept)
@@ -115,15 +116,12 @@ def fitted_to(alone: dict[str, Any]) -> tuple[fleet.Fit, float]:
 
 def show(kept: dict[str, Any]) -> None:
     print(json.dumps(kept["replica"]))
-    names = ("rate /s", "p50 ms", "computed", "p99 ms", "computed")
-    print(f"{'servers':>7} {'balancing':13} {' '.join(f'{name:>8}' for name in names)} {'off':>6}")
+    names = [name for percentile in PERCENTILES for name in (f"p{percentile} ms", "computed")]
+    print(f"{'servers':>7} {'balancing':13} {'rate /s':>8} {' '.join(f'{name:>8}' for name in names)}")
     for key, row in kept["fleets"].items():
         servers, balancer = key.split()[0], key.partition(" ")[2].rpartition(" ")[0]
-        off = row["computed_p99_ms"] / row["p99_ms"] - 1
-        print(
-            f"{servers:>7} {balancer:13} {row['rate_rps']:8.1f} {row['p50_ms']:8.1f} {row['computed_p50_ms']:8.1f} "
-            f"{row['p99_ms']:8.1f} {row['computed_p99_ms']:8.1f} {off:+6.0%}"
-        )
+        values = [row[f"{kind}p{percentile}_ms"] for percentile in PERCENTILES for kind in ("", "computed_")]
+        print(f"{servers:>7} {balancer:13} {row['rate_rps']:8.1f} {' '.join(f'{value:8.1f}' for value in values)}")
 
 
 if __name__ == "__main__":
