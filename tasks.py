@@ -200,7 +200,7 @@ def profile(_: Invocation, model: str = "") -> None:
         "model": "tune this model alone; those that pipeline.yaml names under `tune`, or all, unless given",
         "variants": "profile the model exported in other ways, check their answers, show what each gains",
         "explain": "say what the simulator expects of a configuration, and why; measure nothing",
-        "parameters": "with --explain: batching as YAML, `off` or '{max_batch_size: 16, num_batch_threads: 2}'; the "
+        "parameters": "explain these: batching as YAML, `off` or '{max_batch_size: 16, num_batch_threads: 2}'; the "
         "declared one unless given",
     }
 )
@@ -212,7 +212,7 @@ def tune(_: Invocation, model: str = "", explain: bool = False, parameters: str 
         from launchpad.tune import variants as other_exports
 
         given = pipeline.context(ROOT)
-        if explain:
+        if explain or parameters:
             showing.show_explanation(given, model or None, parameters)
             return
         with pipeline.locked(given):
