@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,10 +23,14 @@ SURGE = 4.0
 STEP = 1.1
 """Rates, and latencies under a surge, that differ by less than this factor are taken for one."""
 TIMEOUTS_MICROS = (0, 100, 200, 500, 1000, 2000, 5000, 10_000)
+SLOWNESS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+"""Factors on what everything costs that are tried when the server is slower than its profile says."""
+SLOWER = 2.0
+"""An observed p99 so many times the expected one means that the profile does not hold at the moment."""
 POOL_GAIN = 0.25
 """Least share by which p99 must be expected to fall for another thread pool: it takes a second server for a while."""
 
-Key = tuple[str, tuple[tuple[str, float], ...], tuple[tuple[str, Setting], ...]]
+Key = tuple[str, float, tuple[tuple[str, float], ...], tuple[tuple[str, Setting], ...]]
 
 
 @dataclass
@@ -39,36 +43,66 @@ class Simulated:
     threads: int
     spare: BatchQueue = field(default_factory=lambda: BatchQueue(max_batch_size=1, max_enqueued_batches=1000))
     _known: dict[Key, Wish] = field(default_factory=dict)
+    _seen_ms: dict[Key, float] = field(default_factory=dict)
 
     def __call__(self, name: str, situation: Situation) -> Wish:
         """Return what is best for a model, or for the server's thread pool, the others being as they are."""
         rates = {model: seen.rate_rps for model, seen in situation.seen.items() if model in self.costs}
         steps = {model: _step(rate) for model, rate in rates.items() if rate > 0}
-        key = (name, tuple(sorted(steps.items())), tuple(sorted(situation.settings.items(), key=lambda item: item[0])))
+        whole = {model: STEP**step for model, step in steps.items()}
+        seen = situation.seen.get(name)
+        slowness = self.slowness(name, situation.settings, whole, seen.p99_ms if seen else None)
+        key = (name, slowness, tuple(sorted(steps.items())), tuple(sorted(situation.settings.items(), key=_name)))
         if key not in self._known:
-            whole = {model: STEP**step for model, step in steps.items()}
-            self._known[key] = self._wish(name, situation.settings, whole)
+            self._known[key] = self._wish(name, situation.settings, whole, slowness)
         return self._known[key]
 
-    def _wish(self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float]) -> Wish:
+    def _wish(self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float], slowness: float) -> Wish:
         current = settings[name]
         if name != SERVER and name not in rates:
             return Wish(current, "its costs are not known, or nothing is asked of it")
-        now_ms = self.expected_ms(name, settings, rates)
-        found = {other: self.expected_ms(name, {**settings, name: other}, rates) for other in self._candidates(current)}
+
+        def expected_ms(setting: Setting, surge: float = 1.0) -> float:
+            at = {model: surge * rate_rps for model, rate_rps in rates.items()}
+            return self.expected_ms(name, {**settings, name: setting}, at, slowness)
+
+        now_ms = expected_ms(current)
+        found = {other: expected_ms(other) for other in self._candidates(current)}
         least_ms = min(found.values())
         good = [other for other, value_ms in found.items() if value_ms <= least_ms * (1 + self.rules.declared.min_gain)]
-        surge = {model: SURGE * rate_rps for model, rate_rps in rates.items()}
-        best = min(
-            good, key=lambda other: (_step(self.expected_ms(name, {**settings, name: other}, surge)), found[other])
-        )
+        best = min(good, key=lambda other: (_step(expected_ms(other, SURGE)), found[other]))
         gain = POOL_GAIN if name == SERVER else self.rules.declared.min_gain
         rate = f"{sum(rates.values()) if name == SERVER else rates[name]:.0f} requests/s"
+        rate += f" on a machine {slowness:g} times as slow as when it was profiled" if slowness > 1 else ""
         if found[best] > now_ms * (1 - gain) or math.isinf(found[best]):
             why = f"at {rate} nothing is expected to be better than the present p99 of {_ms(now_ms)} by {gain:.0%}"
             return Wish(current, why)
         expected = f"a p99 of {_ms(found[best])} at {rate}, {_ms(now_ms)} with {describe(current)}"
         return Wish(best, f"the simulator expects {expected}")
+
+    def slowness(
+        self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float], seen_ms: float | None
+    ) -> float:
+        """Return the factor on all costs by which the simulator comes to a p99 as high as the one that was seen.
+
+        1 while what was seen is not clearly more than what the profile says: others may be busy on the machine, or the
+        model is another. A server that cannot keep up answers fewer requests than come, so its rate says nothing of
+        that, its latency does.
+        """
+        if seen_ms is None or not rates or (name != SERVER and name not in rates):
+            return 1.0
+        for factor in SLOWNESS:
+            if seen_ms <= SLOWER * self._at_seen_rate_ms(name, settings, rates, factor):
+                return factor
+        return SLOWNESS[-1]
+
+    def _at_seen_rate_ms(
+        self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float], factor: float
+    ) -> float:
+        key = (name, factor, tuple(sorted(rates.items())), tuple(sorted(settings.items(), key=_name)))
+        if key not in self._seen_ms:
+            self._seen_ms[key] = self.expected_ms(name, settings, rates, factor, headroom=1.0)
+        return self._seen_ms[key]
 
     def _candidates(self, current: Setting) -> list[Setting]:
         bounds = self.rules.declared.bounds
@@ -80,14 +114,21 @@ class Simulated:
         timeouts = {bounds.batch_timeout_micros.clamp(micros) for micros in TIMEOUTS_MICROS}
         return [None, *(resized(base, size, timeout) for size in sorted(sizes) for timeout in sorted(timeouts))]
 
-    def expected_ms(self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float]) -> float:
+    def expected_ms(
+        self,
+        name: str,
+        settings: Mapping[str, Setting],
+        rates: Mapping[str, float],
+        slowness: float = 1.0,
+        headroom: float = HEADROOM,
+    ) -> float:
         """Return the p99 that is expected of a model, or of all; infinite where requests would be refused."""
         models = sorted(rates)
         pool = settings.get(SERVER)
         threads = pool.num_batch_threads if isinstance(pool, ThreadPool) else self.threads
-        queues = [Queue(_queue(settings.get(model)), self.costs[model]) for model in models]
+        queues = [Queue(_queue(settings.get(model)), _slower(self.costs[model], slowness)) for model in models]
         arrivals = poisson_arrivals(
-            HEADROOM * sum(rates.values()), SIMULATED, shares=[rates[model] for model in models]
+            headroom * sum(rates.values()), SIMULATED, shares=[rates[model] for model in models]
         )
         result = simulate(queues, threads, self.host, arrivals)
         counted = _latency_ms(result.latency_s, arrivals, None if name == SERVER else models.index(name))
@@ -102,6 +143,20 @@ def _latency_ms(latency_s: np.ndarray, arrivals: Arrivals, queue: int | None) ->
     mine = np.ones(len(latency_s), bool) if queue is None else arrivals.queues == queue
     mine[: len(mine) // 10] = False
     return latency_s[mine] * 1000
+
+
+def _slower(times: ServiceTimes, factor: float) -> ServiceTimes:
+    return replace(
+        times,
+        batch_s=times.batch_s * factor,
+        task_s=times.task_s * factor,
+        read_s=times.read_s * factor,
+        answer_s=times.answer_s * factor,
+    )
+
+
+def _name(item: tuple[str, Setting]) -> str:
+    return item[0]
 
 
 def _step(value: float) -> float:

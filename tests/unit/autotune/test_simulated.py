@@ -21,10 +21,10 @@ NO_GAIN = ServiceTimes(np.array([0.0, 1e-3, 2e-3, 3e-3]))
 ONE = BatchQueue(max_batch_size=1, max_enqueued_batches=1000)
 
 
-def wish(rate_rps: float, setting, costs=CHEAP_IN_BATCHES, name="m", **others):
+def wish(rate_rps: float, setting, costs=CHEAP_IN_BATCHES, name="m", seen_ms=2.0, **others):
     policy = Simulated(RULES, {"m": costs}, HOST, threads=2)
     settings = {"m": setting, **others}
-    seen = {each: Observation(0.0, 10.0, int(rate_rps * 10), 0, p99_ms=10.0) for each in settings}
+    seen = {each: Observation(0.0, 10.0, int(rate_rps * 10), 0, p99_ms=seen_ms) for each in settings}
     return policy(name, Situation(settings, seen))
 
 
@@ -51,6 +51,14 @@ def test_what_is_wanted_is_within_the_bounds_and_once_there_nothing_else_is(rate
     assert found is None or (found.max_batch_size <= 32 and found.batch_timeout_micros <= 2000)
     again = wish(rate_rps, found)
     assert again.setting == found and "nothing is expected to be better" in again.reason
+
+
+def test_a_server_that_is_slower_than_its_profile_is_taken_for_what_it_is():
+    """By the profile 150 requests/s one by one are easy; what is seen says that the machine is busy elsewhere."""
+    assert "times as slow" not in wish(150, ONE).reason
+    found = wish(150, ONE, seen_ms=500.0)
+    assert found.setting.max_batch_size > 1
+    assert "on a machine 4 times as slow as when it was profiled" in found.reason
 
 
 def test_more_threads_are_wanted_where_one_is_too_few():
