@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launchpad import declaration
+from launchpad import declaration, files
 from launchpad.configure.stage import Configure, warnings
 from launchpad.export.stage import Export
 from launchpad.stage import Context
@@ -37,3 +37,13 @@ def test_a_real_run_with_its_report_is_committed():
     runs = {path.parent.name for path in (REPOSITORY / "loadtests/results").glob("*/summary.json")}
     reports = {path.parent.name for path in (REPOSITORY / "reports").glob("*/report.html")}
     assert runs & reports
+
+
+def test_a_release_of_both_models_is_committed_with_all_its_evidence(context):
+    releases = [files.read_json(path) for path in (REPOSITORY / "reports/releases").glob("*/evidence.json")]
+    passed = [release for release in releases if release["passed"]]
+    assert passed
+    for release in passed:
+        assert release["models"].keys() == context.declaration.pipeline.models.keys()
+        missing = [path for line in release["gates"] for path in line["evidence"] if not (REPOSITORY / path).exists()]
+        assert not missing
