@@ -234,6 +234,7 @@ def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     if not judged:
         raise GateFailed(_nothing_holds(progress.measured, goal))
     best = decide(judged, goal)
+    _refuse_if_outdone(progress.measured, best, goal)
     done = Tuning(
         model,
         line,
@@ -392,6 +393,16 @@ def decide(judged: Sequence[Judged], goal: Goal) -> Judged:
     best = judged[0]
     as_good = [one for one in judged if abs(one.value - best.value) <= SAME * best.value]
     return min(as_good, key=lambda one: one.chosen.plainness)
+
+
+def _refuse_if_outdone(measured: Sequence[Measured], best: Judged, goal: Goal) -> None:
+    """Raise GateFailed where a configuration that was not used, for the generator's sake, held a higher rate."""
+    more = [one for one in measured if one.limited and one.low and goal.kind == "rate" and one.low > best.high]
+    if more:
+        what = f"{more[0].chosen.title} held {more[0].low:,.0f} requests/s, but the load generator was in the way"
+        raise GateFailed(
+            f"{what}: nothing is decided", fix="leave the machine to the measurement, or load it from another"
+        )
 
 
 def _unreachable(found: profile.Profile, goal: Goal, considered: Sequence[Configuration], rows: int) -> list[Problem]:
