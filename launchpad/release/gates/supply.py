@@ -82,8 +82,9 @@ def _audit(parts: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     try:
         report = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        return [], f"pip-audit did not get its data: {said[-1][:200] if said else 'it said nothing'}"
+        said = ([line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"])[-1]
+        reason = "the service that has them cannot be reached" if "ConnectionError" in said else said[:200]
+        return [], f"pip-audit did not get its data: {reason}"
     skipped = [part["skip_reason"] for part in report if "skip_reason" in part]
     return report, f"pip-audit could not judge: {skipped[0]}" if skipped else ""
 
