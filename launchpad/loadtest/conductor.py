@@ -74,7 +74,6 @@ class Conductor:
         self.begin_everywhere()
         gevent.sleep(duration_s)
         self.end_everywhere(drain=True)
-        self._environment.process_exit_code = 0
         self._runner.quit()
 
     def begin_everywhere(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.loadtest import generator, summary
 from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
 from launchpad.loadtest.stage import new_run, refuse_absent
-from launchpad.loadtest.summary import generator_health
+from launchpad.loadtest.summary import FULL_CPU, generator_health
+from launchpad.runfolder import RESPONSE, SERVICE
 from launchpad.server import Server
 from launchpad.spec import OpenLoop, Traffic
 from launchpad.stage import Context, Stopwatch
@@ -32,24 +34,38 @@ TIME_LIMIT_S = 240.0
 class _Observer:
     """Counts a probe's misses as its seconds come in, and ends it when they are clear.
 
-    The first second, in which connections are opened, does not count.
+    The first second, in which connections are opened, does not count. `misses` counts from when requests were due;
+    `of_server` from when they were sent, and those that no connection was free for.
     """
 
     objective_us: float
     misses: Misses = field(default_factory=Misses)
+    of_server: Misses = field(default_factory=Misses)
 
     def __call__(self, part: dict[str, Any]) -> bool:
         if part["second"] == 0 or part["last"]:
             return True
-        sent = missed = 0
-        for line in part["lines"].values():
-            failures = sum(many for _, _, many in line["failures"])
-            late = sum(many for value, many in line["latencies"].get("response", ()) if value > self.objective_us)
-            sent += line["answered"] + failures
-            missed += late + failures
+        lines = part["lines"].values()
+        failures = sum(many for line in lines for _, _, many in line["failures"])
+        sent = sum(line["answered"] for line in lines) + failures
         if sent:
-            self.misses.seconds.append((sent, missed))
+            self.misses.seconds.append((sent, failures + self._late(lines, RESPONSE)))
+            held = sum(line["held"] for line in lines)
+            self.of_server.seconds.append((sent, min(sent, failures + held + self._late(lines, SERVICE))))
         return self.misses.clear is None
+
+    def _late(self, lines: Iterable[dict[str, Any]], kind: str) -> int:
+        counts = (count for line in lines for count in line["latencies"].get(kind, ()))
+        return sum(many for value, many in counts if value > self.objective_us)
+
+    def in_the_way(self, health: dict[str, Any]) -> str:
+        """Return why the generator was in the way; empty where it was not.
+
+        Lateness alone does not tell: on cores that they share, a server that cannot keep up makes its generator late.
+        Where requests miss from when they were sent, too, and the generator had time to spare, it is the server.
+        """
+        spare = health["cpu"] is not None and health["cpu"] < FULL_CPU
+        return "" if spare and self.of_server.clear is False else health["why"]
 
 
 def traffic_of(context: Context, model: str | None, signature: str | None, protocol: str) -> tuple[Traffic, ...]:
@@ -124,7 +140,7 @@ def _probe(
         high=high,
         p50_ms=measured["p50_ms"],
         p99_ms=measured["p99_ms"],
-        limited=health["why"],
+        limited=observer.in_the_way(health),
         mean_ms=measured["mean_ms"],
         server_cores=_cores(before, after, ending.measured_s, seconds),
     )

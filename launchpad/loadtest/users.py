@@ -226,6 +226,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
         return  # its master's conductor says when
     if driven:
+        environment.process_exit_code = 0  # failed requests are figures, not a failure of Locust, however it ends
         gevent.spawn(conductor.measure, duration_s)
     else:
         environment.events.test_start.add_listener(lambda **_: _start_by_hand(conductor, tab))

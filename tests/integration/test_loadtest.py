@@ -15,8 +15,10 @@ import psutil
 import pytest
 
 from launchpad import runfolder
+from launchpad.loadtest import generator
 from launchpad.loadtest.arrivals import constant_rate, poisson
 from launchpad.server import Server
+from launchpad.spec import OpenLoop
 
 PROFILES_BEGIN = "    smoke:\n"
 MLP = "{model: digits-mlp, signature: bytes}"
@@ -275,3 +277,14 @@ def test_every_form_of_request_is_a_class_to_pick_by_hand(served):
     assert listed.returncode == 0, listed.stdout
     for name in ("DeclaredTraffic", "RestRows", "RestColumns", "RestBytes", "GrpcTensors", "GrpcBytes"):
         assert name in listed.stdout
+
+
+def test_a_run_of_failures_that_is_ended_early_is_complete(checkout, tmp_path):
+    """As the capacity search ends a probe of a server that refuses."""
+    ending = generator.Ending()
+    profile = OpenLoop(loop="open", rate_rps=50, duration_s=30)
+
+    generator.drive(checkout.layout, lambda: "", profile, 1, tmp_path, ending, lambda part: part["second"] < 1)
+
+    assert (ending.status, ending.why) == ("completed", "")
+    assert sum(error["count"] for error in runfolder.read_errors(tmp_path)) > 0

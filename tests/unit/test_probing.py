@@ -1,0 +1,52 @@
+"""Who is to blame for a rate that does not hold: the server, or the generator that asked too late."""
+
+from __future__ import annotations
+
+import pytest
+
+from launchpad.loadtest.probing import _Observer
+
+LATE = {"cpu": 0.6, "why": "requests were sent 40.0 ms late at p99"}
+FULL = {"cpu": 0.99, "why": "a generator process took 99% of a core"}
+SOON, LONG = 2_000, 300_000
+
+
+def second(number: int, response_us: int, service_us: int, held: int = 0, failed: int = 0) -> dict:
+    line = {
+        "answered": 100 - failed,
+        "held": held,
+        "failures": [["HTTP 503", "", failed]] if failed else [],
+        "latencies": {"response": [[response_us, 100 - failed]], "service": [[service_us, 100 - failed]]},
+    }
+    return {"second": number, "last": False, "lines": {"a line": line}}
+
+
+def observed(**of_second) -> _Observer:
+    observer = _Observer(100_000)
+    for number in range(5):
+        observer(second(number, **of_second))
+    return observer
+
+
+@pytest.mark.parametrize(
+    ("of_second", "health", "blamed"),
+    [
+        ({"response_us": LONG, "service_us": SOON}, LATE, "generator"),
+        ({"response_us": LONG, "service_us": LONG}, LATE, "server"),
+        ({"response_us": LONG, "service_us": SOON, "held": 50}, LATE, "server"),
+        ({"response_us": LONG, "service_us": SOON, "failed": 50}, LATE, "server"),
+        ({"response_us": LONG, "service_us": LONG}, FULL, "generator"),
+    ],
+)
+def test_a_late_generator_is_to_blame_unless_the_server_misses_by_itself(of_second, health, blamed):
+    observer = observed(**of_second)
+
+    assert observer.misses.clear is False
+    assert observer.in_the_way(health) == (health["why"] if blamed == "generator" else "")
+
+
+def test_the_first_second_does_not_count():
+    observer = _Observer(100_000)
+    assert observer(second(0, LONG, LONG))
+
+    assert observer.misses.sent == observer.of_server.sent == 0
