@@ -72,9 +72,9 @@ class Program(Backend):
 
     def ending(self, server: Server) -> str:
         child = self._children.get(server.pid)
-        code = child.poll() if child else None
-        if code is None:
+        if child is None:
             return "its process is gone"
+        code = child.wait()  # for a moment at most: it runs no more
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
     def find(self, layout: Layout) -> list[str]:

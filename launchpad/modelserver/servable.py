@@ -44,9 +44,9 @@ class Signature:
 
     @classmethod
     def from_definition(cls, name: str, definition: Any) -> Signature:
-        """A signature from its SignatureDef."""
-        inputs = {alias: TensorInfo(info.name, info.dtype) for alias, info in definition.inputs.items()}
-        outputs = {alias: TensorInfo(info.name, info.dtype) for alias, info in definition.outputs.items()}
+        """A signature from its SignatureDef, whose own order is another in each process."""
+        inputs = {alias: TensorInfo(info.name, info.dtype) for alias, info in sorted(definition.inputs.items())}
+        outputs = {alias: TensorInfo(info.name, info.dtype) for alias, info in sorted(definition.outputs.items())}
         return cls(
             name,
             inputs,

@@ -54,7 +54,12 @@ def writer(url: URL) -> Engine:
 
 def _begin_by_hand(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")  # readers go on while one writes
+    except sqlite3.OperationalError as error:
+        # SQLite does not wait here: another writer has the new file. This one or a later one makes the change.
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
     connection.execute("PRAGMA foreign_keys = ON")
 
 

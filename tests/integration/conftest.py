@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launchpad.launch.stage import stop
 from launchpad.layout import Layout
@@ -56,6 +57,11 @@ class Checkout:
             assert before in text
             text = text.replace(before, after)
         path.write_text(text)
+
+    def declare(self, **sections: object) -> None:
+        """Put other sections in the place of those of pipeline.yaml."""
+        path = self.root / "pipeline.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | sections, sort_keys=False))
 
     def invoke(self, *words: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         """Run an Invoke task to its end; output and errors come back as one text in `stdout`."""

@@ -8,8 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import requests
 
 from launchpad.client import RestClient
 from launchpad.examples import Examples
+from tests.waiting import wait_for
 
 HASTENED = (("[5m]", "[5s]"), ("for: 5m", "for: 1s"), ("for: 1m", "for: 1s"), ("_interval: 5s", "_interval: 1s"))
 """The rendered files work in minutes; a test has seconds."""
@@ -56,13 +56,6 @@ class Prometheus:
             return requests.get(f"http://127.0.0.1:{self.port}/-/ready", timeout=5).ok
         except requests.ConnectionError:
             return False
-
-
-def wait_for(holds: Callable[[], bool], timeout_s: float = 40) -> None:
-    limit = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < limit
-        time.sleep(0.2)
 
 
 @pytest.fixture

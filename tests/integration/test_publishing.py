@@ -21,6 +21,7 @@ from launchpad.pipeline import context
 from launchpad.publishing import NotLoaded, Publisher
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
+from tests.waiting import wait_for
 
 MODEL = "digits-cnn"
 QUEUE = BatchQueue(max_batch_size=8, batch_timeout_micros=2000, max_enqueued_batches=100)
@@ -152,6 +153,7 @@ def test_only_what_was_published_and_is_not_served_is_pruned(publisher, served):
     newest = publisher.publish(MODEL).version
     by_hand = served.layout.deployed(MODEL) / "0"
     by_hand.mkdir()
+    wait_for(lambda: states(publisher) == {newest: "AVAILABLE"})
 
     assert publisher.prune(MODEL) == [before]
     assert publisher.versions(MODEL) == [0, newest]

@@ -15,7 +15,7 @@ from launchpad.release.candidate import Candidate
 from launchpad.release.gates import measured, rehearsal
 
 REPOSITORY = Path(__file__).parents[2]
-LATER = (date.today() + timedelta(days=30)).isoformat()
+LATER = date.today() + timedelta(days=30)
 TIMED = ("cold-start", "objectives")
 """Gates that a busy machine may fail."""
 ABSENT = ("image", "digest", "manifests", "vulnerabilities", "capacity", "regression")
@@ -25,13 +25,10 @@ ABSENT = ("image", "digest", "manifests", "vulnerabilities", "capacity", "regres
 @pytest.fixture(scope="module")
 def released(shared_checkout):
     """A checkout whose version 1.0.0 was released, each state of the rehearsal held for a moment only."""
-    waivers = "".join(f"    - {{gate: {gate}, reason: not here, expires: {LATER}}}\n" for gate in (*ABSENT, *TIMED))
-    shared_checkout.edit(
-        (
-            "  profile: steady\n\nstore",
-            f"  profile: smoke\n  soak: {{duration_s: 10, memory_mib_per_hour: 100000}}\n  waivers:\n{waivers}\nstore",
-        ),
-        ("  throughput_rps: 100\n", ""),  # without a target no capacity search, which takes a minute
+    waivers = [{"gate": gate, "reason": "not here", "expires": LATER} for gate in (*ABSENT, *TIMED)]
+    shared_checkout.declare(
+        release={"profile": "smoke", "soak": {"duration_s": 10, "memory_mib_per_hour": 100000}, "waivers": waivers},
+        objectives={"p99_ms": 100, "error_rate": 0.001},  # without a target no capacity search, which takes a minute
     )
     shutil.copy2(REPOSITORY / "requirements.txt", shared_checkout.root)
     for task in ("build", "schema"):

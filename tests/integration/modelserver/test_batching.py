@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launchpad.modelserver.batching import BatchingOptions, BatchQueue
+from tests.waiting import wait_for
 
 from .conftest import Server, Start
 
@@ -229,8 +230,6 @@ def test_parameters_per_model_come_from_the_version_and_a_version_without_is_not
 
     shutil.copytree(models / "scale" / "1", base / "tmp")
     (base / "tmp").rename(base / "3")
-    from .conftest import wait_for
-
     wait_for(lambda: server.states("m") == {"3": "AVAILABLE", "2": "END"})
     assert server.rest("/v1/models/m:predict", {"instances": [1.0] * 3})[0] == 200
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 
 from launchpad.modelserver import protos
+from tests.waiting import wait_for
 
-from .conftest import Server, Start, call, predict_request, wait_for
+from .conftest import Server, Start, call, predict_request
 
 REQUEST = json.dumps({"instances": [1.0]})
 

@@ -17,8 +17,9 @@ import grpc
 import pytest
 
 from launchpad.modelserver import protos
+from tests.waiting import wait_for
 
-from .conftest import Server, Start, call, free_port, predict_request, wait_for
+from .conftest import Server, Start, call, free_port, predict_request
 
 
 def test_a_body_over_the_limit_is_refused_with_413(probe: Server) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Server, free_port, wait_for
+from tests.waiting import wait_for
+
+from .conftest import Server, free_port
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")

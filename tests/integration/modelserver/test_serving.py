@@ -17,8 +17,9 @@ import pytest
 from google.protobuf import text_format
 
 from launchpad.modelserver import protos
+from tests.waiting import wait_for
 
-from .conftest import Server, Start, call, model_config, predict_request, wait_for
+from .conftest import Server, Start, call, model_config, predict_request
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 HEALTH_OF_ANOTHER = b"\x0a\x05other"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from launchpad import declaration, files
 from launchpad.errors import DeclarationError, EnvironmentFault
@@ -24,7 +26,7 @@ MIDNIGHT = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 @pytest.fixture(scope="module")
 def example() -> tuple[dict, Path]:
     """A real run: its summary and its folder."""
-    folder = next((Path(__file__).parents[3] / "loadtests" / "results").glob("*/summary.json")).parent
+    folder = min((Path(__file__).parents[3] / "loadtests" / "results").glob("*/summary.json")).parent
     return files.read_json(folder / "summary.json"), folder
 
 
@@ -46,7 +48,7 @@ def test_a_run_is_kept_with_all_its_parts_and_read_back(declared, example):
     summary, folder = example
     with Store.open(declared) as store:
         store.add_run(summary, folder)
-        assert store.counts()["seconds"] > 100 and store.counts()["histograms"] == len(summary["lines"])
+        assert store.counts()["seconds"] > 0 and store.counts()["histograms"] == len(summary["lines"])
     columns, rows = ask(declared, "latency-by-run", {})
     assert columns[:2] == ["started", "run"]
     assert {row[3]: row[-1] for row in rows} == {name: model["p99_ms"] for name, model in summary["models"].items()}
@@ -149,6 +151,26 @@ def test_writers_at_once_lose_nothing(declared):
     assert [writer.exitcode for writer in writers] == [0] * WRITERS
     sql = "select model, count(*), sum(answered) from samples group by model order by model"
     assert ask(declared, sql, {})[1] == [(f"writer {number}", 75, 900) for number in range(WRITERS)]
+
+
+def _open_new_files(folder: Path, writer: int, together: Barrier) -> None:
+    for number in range(100):
+        engine = connection.writer(make_url(f"sqlite:///{folder / str(number)}.db"))
+        together.wait()
+        with engine.begin() as opened:
+            opened.exec_driver_sql(f"create table of_{writer} (x integer)")
+
+
+def test_a_new_file_that_several_open_at_once_is_opened_by_all(tmp_path):
+    """SQLite does not wait where one asks for a write-ahead log while another one does."""
+    spawned = multiprocessing.get_context("spawn")
+    together = spawned.Barrier(3, timeout=60)
+    writers = [spawned.Process(target=_open_new_files, args=(tmp_path, number, together)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 3
 
 
 def test_the_migrations_make_what_the_code_writes_to(declared):
