@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from glob import glob
+from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -151,7 +152,7 @@ class ModelServer:
         self._options = options
         settings = _Settings.read(options)
         self._models = self._read_models()
-        prepare(onednn=options.enable_batching or not all(map(_is_small, self._models.values())))
+        prepare(onednn=any(map(_gains_by_onednn, self._models.values())))
         self._metrics = Metrics(batching=options.enable_batching)
         self._inference = Inference(self._metrics, check_method_names=options.enable_signature_method_name_check)
         self._loader = ServableLoader(options, settings, self._inference, self._metrics)
@@ -354,14 +355,17 @@ class ModelServer:
 _SMALL_MODEL_BYTES = 4 << 20
 
 
-def _is_small(model: config.ModelSettings) -> bool:
-    """Whether the model is so small that oneDNN's kernels, on single requests, cost more than they save.
+def _gains_by_onednn(model: config.ModelSettings) -> bool:
+    """Whether oneDNN's kernels save more than they cost: with convolutions, and with all but small models.
 
-    They bring tensors into a layout of their own on every run, which takes longer than a small model's whole run
+    They bring tensors into a layout of their own on every run, which takes longer than a small dense model's whole run
     without them.
     """
-    variables = glob(os.path.join(glob_escape(model.base_path), "*", "variables", "variables.data-*"))
-    return bool(variables) and max(map(os.path.getsize, variables)) < _SMALL_MODEL_BYTES
+    versions = os.path.join(glob_escape(model.base_path), "*")
+    variables = glob(os.path.join(versions, "variables", "variables.data-*"))
+    if not variables or max(map(os.path.getsize, variables)) >= _SMALL_MODEL_BYTES:
+        return True
+    return any(b"Conv" in Path(graph).read_bytes() for graph in glob(os.path.join(versions, "saved_model.pb")))
 
 
 def _calm_collector() -> None:

@@ -101,9 +101,17 @@ def test_parallelism_flags_set_the_sessions_threads() -> None:
         proto = ConfigProto.FromString(config.session_config(parse(list(flags))))
         return proto.intra_op_parallelism_threads, proto.inter_op_parallelism_threads
 
-    assert threads() == (0, 0)
     assert threads("--tensorflow_session_parallelism=3") == (3, 3)
     assert threads("--tensorflow_session_parallelism=3", "--tensorflow_intra_op_parallelism=1") == (1, 3)
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 1), (3, 0)])
+def test_an_operation_is_not_spread_over_a_small_machine(
+    monkeypatch: pytest.MonkeyPatch, processors: int, threads: int
+) -> None:
+    monkeypatch.setattr(config, "schedulable_cpus", lambda: processors)
+    proto = ConfigProto.FromString(config.session_config(parse([])))
+    assert proto.intra_op_parallelism_threads == threads
 
 
 def test_channel_arguments_limit_the_calls_of_a_connection() -> None:
