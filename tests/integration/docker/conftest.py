@@ -136,11 +136,16 @@ def _not_run(why: str) -> None:
     pytest.skip(f"not run: no Docker engine ({why})")
 
 
-@pytest.fixture
-def dockerised(checkout, stand_in: str):
-    """A checkout that runs on the docker backend, with the stand-in as its base image."""
+def dockerise(checkout, stand_in: str):
+    """Have a checkout run on the docker backend, with the stand-in as its base image."""
     checkout.edit(("backend: embedded", "backend: docker"), ("image: tensorflow/serving:2.20.0", f"image: {stand_in}"))
     return checkout
+
+
+@pytest.fixture
+def dockerised(checkout, stand_in: str):
+    """A checkout of its own on the docker backend."""
+    return dockerise(checkout, stand_in)
 
 
 @pytest.fixture

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import docker
 
+from tests.kept import kept
+
 REPOSITORY = Path(__file__).parents[3]
 CORNER = "opt/stand-in"
-LIBRARIES = "ca-certificates,libffi8,libssl3,libstdc++6,zlib1g"
+LIBRARIES = "libffi8,libssl3,libstdc++6,zlib1g"
 PACKAGES = (
     *("google", "google_crc32c*", "hpack", "hyperframe", "httptools", "ml_dtypes*", "numpy", "numpy.libs", "orjson"),
     *("rapidjson*", "simdjson", "csimdjson*", "tensorflow_serving", "uvloop"),
@@ -46,13 +48,10 @@ STOCK_CHANGES = (
 
 def make_stand_in(client: docker.DockerClient, name: str, folder: Path) -> None:
     """Bootstrap, fill and import the image. Needs root, debootstrap and a Debian mirror."""
-    root = folder / "root"
     suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    command = ["debootstrap", "--variant=minbase", f"--include={LIBRARIES}", suite, str(root)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-1000:]
-    for waste in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
-        shutil.rmtree(root / waste, ignore_errors=True)
+    base = kept(f"{suite}-{LIBRARIES}", lambda made: _bootstrap(suite, made / "root")) / "root"
+    root = folder / "root"
+    subprocess.run(["cp", "--archive", base, root], check=True)
     _put_python(root / CORNER)
     _put_script(root / "usr/bin/tensorflow_model_server", BINARY)
     _put_script(root / "usr/bin/tf_serving_entrypoint.sh", STOCK_ENTRY_POINT)
@@ -61,6 +60,14 @@ def make_stand_in(client: docker.DockerClient, name: str, folder: Path) -> None:
     with subprocess.Popen(["tar", "--create", "--directory", str(root), "."], stdout=subprocess.PIPE) as tar:
         client.api.import_image_from_stream(tar.stdout, repository=repository, tag=tag, changes=list(STOCK_CHANGES))
     shutil.rmtree(folder)
+
+
+def _bootstrap(suite: str, root: Path) -> None:
+    command = ["debootstrap", "--variant=minbase", f"--include={LIBRARIES}", suite, str(root)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-1000:]
+    for waste in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
+        shutil.rmtree(root / waste, ignore_errors=True)
 
 
 def make_empty(client: docker.DockerClient, name: str) -> None:
@@ -98,11 +105,19 @@ def _put_python(corner: Path) -> None:
         if found.name.endswith("_pb2.py") or (found.parent.name == "tensorflow" and ".so" in found.name):
             target = packages / found.relative_to(site)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(found, target)
+            _put_file(found, target)
     (packages / "tensorflow" / "__init__.py").touch()
     package = packages / "launchpad"
     shutil.copytree(REPOSITORY / "launchpad" / "modelserver", package / "modelserver", ignore=bare)
     shutil.copy2(REPOSITORY / "launchpad" / "__init__.py", package)
+
+
+def _put_file(source: Path, target: Path) -> None:
+    """Link a file, some of which are a gigabyte; copy it where it is on another disk."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _put_script(path: Path, text: str) -> None:

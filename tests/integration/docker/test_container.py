@@ -12,31 +12,62 @@ import time
 import psutil
 import pytest
 import requests
+from conftest import dockerise
 
 from launchpad import declaration
 from launchpad.backends import how_ended
 from launchpad.backends.container import HEALTHCHECK
 from launchpad.errors import EnvironmentFault
 from launchpad.imagefile import Image
+from launchpad.launch.stage import stop
 from launchpad.publishing import Publisher
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
+from tests.integration.conftest import Checkout
 
 SLEEPER = "#!/bin/bash\nexec sleep 600\n"
 """A server that opens no port and, as the real one, leaves SIGTERM to the kernel."""
 
 
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory, stand_in):
+    made = dockerise(Checkout(tmp_path_factory.mktemp("built") / "checkout"), stand_in)
+    made.invoke("build", check=True)
+    yield made
+    stop(made.layout)
+
+
 @pytest.fixture
-def built(dockerised):
-    dockerised.invoke("build", check=True)
-    return dockerised
+def built(built_once):
+    """A checkout with its image built and no server; what a test declares or launches goes with it."""
+    declared = (built_once.root / "pipeline.yaml").read_text()
+    yield built_once
+    (built_once.root / "pipeline.yaml").write_text(declared)
+    stop(built_once.layout)
 
 
 @pytest.fixture
 def container(built, engine):
-    """The container of a launched server."""
+    """The container of a launched server, to do with as one likes."""
     built.invoke("launch", check=True)
     return engine.client.containers.get(Server.ready(built.layout).container)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory, stand_in):
+    """A checkout whose server runs in a container that is left as it is."""
+    made = dockerise(Checkout(tmp_path_factory.mktemp("serving") / "checkout"), stand_in)
+    made.edit(("name: digits\n", "name: serving\n"))  # the other containers have the name that is declared
+    made.invoke("build", check=True)
+    made.invoke("launch", check=True)
+    yield made
+    stop(made.layout)
+
+
+@pytest.fixture
+def server_container(serving, engine):
+    """The container that is left as it is."""
+    return engine.client.containers.get(Server.ready(serving.layout).container)
 
 
 def health(container) -> tuple[int, str]:
@@ -74,7 +105,8 @@ def test_auto_takes_the_engine_and_the_chain_runs_through_a_container(dockerised
     assert 0.01 < seen["cpu"] < 64 and 50 < seen["memory_mib"] < 8192 and seen["answered"] > 0
 
 
-def test_the_engine_finds_the_container_healthy_and_it_may_do_nothing_but_serve(container):
+def test_the_engine_finds_the_container_healthy_and_it_may_do_nothing_but_serve(server_container):
+    container = server_container
     deadline = time.monotonic() + 30
     while container.attrs["State"]["Health"]["Status"] != "healthy" and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -125,33 +157,33 @@ def test_docker_stop_ends_a_server_that_handles_no_signal_too(sleeper):
     assert sleeper.attrs["State"]["ExitCode"] == 128 + signal.SIGTERM
 
 
-def test_the_health_check_tells_loading_from_dead(sleeper, container, built):
+def test_the_health_check_tells_loading_from_dead(sleeper, server_container, built, serving):
     assert health(sleeper) == (1, f"loading: port {built.rest_port} is not open yet")
-    (server,) = psutil.Process(container.attrs["State"]["Pid"]).children()
-    assert health(container) == (0, "ready")
+    (server,) = psutil.Process(server_container.attrs["State"]["Pid"]).children()
+    assert health(server_container) == (0, "ready")
 
     server.send_signal(signal.SIGSTOP)
     try:
-        code, said = health(container)
+        code, said = health(server_container)
     finally:
         server.send_signal(signal.SIGCONT)
-    assert (code, said) == (1, f"dead: no answer on port {built.rest_port} within 3 s")
+    assert (code, said) == (1, f"dead: no answer on port {serving.rest_port} within 3 s")
 
-    absent = [*HEALTHCHECK, str(built.rest_port), "0", "absent"]
-    assert b"dead: absent has no version AVAILABLE: HTTP/1.1 404" in container.exec_run(absent).output
-
-
-def test_the_health_check_of_a_server_without_rest_asks_for_the_grpc_port(container, built):
-    assert container.exec_run([*HEALTHCHECK, "0", str(built.grpc_port), "digits-mlp"]).exit_code == 0
+    absent = [*HEALTHCHECK, str(serving.rest_port), "0", "absent"]
+    assert b"dead: absent has no version AVAILABLE: HTTP/1.1 404" in server_container.exec_run(absent).output
 
 
-def test_versions_are_swapped_on_the_mount_while_requests_go_on(built):
-    built.edit(("backend: docker", "backend: docker\n  models: mounted"))
-    built.invoke("build", check=True)
-    assert Image.load(built.layout).holds["models"] == "mounted"
-    built.invoke("launch", check=True)
-    publisher = Publisher(declaration.load(built.root))
-    url = f"http://127.0.0.1:{built.rest_port}/v1/models/digits-cnn"
+def test_the_health_check_of_a_server_without_rest_asks_for_the_grpc_port(server_container, serving):
+    assert server_container.exec_run([*HEALTHCHECK, "0", str(serving.grpc_port), "digits-mlp"]).exit_code == 0
+
+
+def test_versions_are_swapped_on_the_mount_while_requests_go_on(dockerised):
+    dockerised.edit(("backend: docker", "backend: docker\n  models: mounted"))
+    dockerised.invoke("build", check=True)
+    assert Image.load(dockerised.layout).holds["models"] == "mounted"
+    dockerised.invoke("launch", check=True)
+    publisher = Publisher(declaration.load(dockerised.root))
+    url = f"http://127.0.0.1:{dockerised.rest_port}/v1/models/digits-cnn"
     body = {"signature_name": "serving_default", "instances": [[0.0] * 784]}
     answers: list[int] = []
     over = threading.Event()
@@ -173,12 +205,12 @@ def test_versions_are_swapped_on_the_mount_while_requests_go_on(built):
     assert set(answers) == {200}
     assert available(url) == {str(again.version)}
     assert requests.post(f"{url}/labels/stable:predict", json=body, timeout=5).status_code == 200
-    assert "AVAILABLE" in built.invoke("status", check=True).stdout
+    assert "AVAILABLE" in dockerised.invoke("status", check=True).stdout
 
 
-def test_nothing_is_published_to_models_that_are_baked_into_the_image(container, built):
+def test_nothing_is_published_to_models_that_are_baked_into_the_image(serving):
     with pytest.raises(EnvironmentFault, match="baked into the server's image"):
-        Publisher(declaration.load(built.root))
+        Publisher(declaration.load(serving.root))
 
 
 def available(url: str) -> set[str]:
@@ -186,22 +218,22 @@ def available(url: str) -> set[str]:
     return {state["version"] for state in states if state["state"] == "AVAILABLE"}
 
 
-def test_a_server_that_exceeds_its_memory_is_reported_as_such(dockerised):
-    dockerised.edit(("  container:\n", "  container:\n    memory: 96m\n"))
-    dockerised.invoke("build", check=True)
+def test_a_server_that_exceeds_its_memory_is_reported_as_such(built):
+    built.edit(("  container:\n", "  container:\n    memory: 96m\n"))
 
-    done = dockerised.invoke("launch")
+    done = built.invoke("launch")
 
     assert done.returncode == 3
     assert "exceeding its memory limit of 96 MiB (serving.container.memory), exit code 137" in done.stdout
-    assert not Server.load(dockerised.layout)
+    assert not Server.load(built.layout)
 
 
-def test_a_launch_without_the_image_of_what_is_here_asks_for_a_build(built):
-    built.edit(("grpc_max_threads: 64", "grpc_max_threads: 65"))
-    built.invoke("configure", check=True)
+def test_a_launch_without_the_image_of_what_is_here_asks_for_a_build(dockerised):
+    dockerised.invoke("build", check=True)
+    dockerised.edit(("grpc_max_threads: 64", "grpc_max_threads: 65"))
+    dockerised.invoke("configure", check=True)
 
-    done = built.invoke("launch")
+    done = dockerised.invoke("launch")
 
     assert done.returncode == 3 and "run `invoke build`" in done.stdout
 

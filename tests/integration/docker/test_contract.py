@@ -9,10 +9,13 @@ import time
 import numpy as np
 import psutil
 import pytest
+from conftest import dockerise
 
 from launchpad.backends import BACKENDS, how_ended, of
 from launchpad.client import GrpcClient, RestClient
+from launchpad.launch.stage import stop
 from launchpad.server import Server
+from tests.integration.conftest import Checkout
 
 NATIVE = """\
 #!{python}
@@ -22,22 +25,26 @@ sys.exit(main(["--host=127.0.0.1", *sys.argv[1:]]))
 """
 
 
-@pytest.fixture(params=["embedded", "native", "docker"])
-def backend(request, checkout, tmp_path):
+@pytest.fixture(scope="module", params=["embedded", "native", "docker"])
+def backend(request, tmp_path_factory):
     """A checkout on each backend; tensorflow_model_server is a stand-in: the embedded server under its name."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkout = Checkout(folder / "checkout")
     if request.param == "docker":
-        return request.getfixturevalue("dockerised")
+        dockerise(checkout, request.getfixturevalue("stand_in"))
     if request.param == "native":
-        program = tmp_path / "tensorflow_model_server"
+        program = folder / "tensorflow_model_server"
         program.write_text(NATIVE.format(python=sys.executable))
         program.chmod(0o755)
         checkout.edit(("backend: embedded", f"backend: native\n  binary: {program}"))
-    return checkout
+    build_where_needed(checkout)
+    yield checkout
+    stop(checkout.layout)
 
 
 @pytest.fixture
 def launched(backend):
-    build_where_needed(backend)
+    """The checkout with a server that runs, perhaps since an earlier test."""
     backend.invoke("launch", check=True)
     return backend
 
@@ -90,18 +97,6 @@ def test_a_server_that_was_killed_is_told_and_replaced(launched):
     assert len(of(replaced).find(launched.layout)) == 1
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_launch_with_the_end_of_the_log(backend):
-    (backend.root / "models" / "digits-mlp" / "versions" / "1" / "saved_model.pb").write_bytes(b"no model")
-    build_where_needed(backend)
-
-    done = backend.invoke("launch")
-
-    assert done.returncode == 3
-    assert "ended while starting: exit code" in done.stdout and "the end of .launchpad/logs/server.log" in done.stdout
-    assert "digits-mlp" in done.stdout and "Traceback" not in done.stdout
-    assert not any(each.find(backend.layout) for each in BACKENDS.values())
-
-
 def test_a_load_test_runs_and_a_server_killed_in_mid_run_fails_it(launched):
     launched.invoke("loadtest", "--profile", "smoke", "--duration", "2", check=True)
     started = launched.start("loadtest", "--profile", "smoke", "--duration", "60")
@@ -113,6 +108,18 @@ def test_a_load_test_runs_and_a_server_killed_in_mid_run_fails_it(launched):
     output, _ = started.communicate(timeout=60)
 
     assert started.returncode == 1 and "the server ended in the middle of the run" in output
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_launch_with_the_end_of_the_log(backend):
+    (backend.root / "models" / "digits-mlp" / "versions" / "1" / "saved_model.pb").write_bytes(b"no model")
+    build_where_needed(backend)
+
+    done = backend.invoke("launch")
+
+    assert done.returncode == 3
+    assert "ended while starting: exit code" in done.stdout and "the end of .launchpad/logs/server.log" in done.stdout
+    assert "digits-mlp" in done.stdout and "Traceback" not in done.stdout
+    assert not any(each.find(backend.layout) for each in BACKENDS.values())
 
 
 def _server_process(server: Server) -> psutil.Process:

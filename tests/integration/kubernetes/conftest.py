@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from launchpad import files
-from launchpad.layout import Layout
-from tests.conftest import ROOT
+from tests.kept import kept
 
 HERE = Path(__file__).parent
 PINNED = (HERE / "tools.txt", HERE / "package.json")
@@ -72,17 +71,15 @@ class Tools:
 @pytest.fixture(scope="session")
 def tools() -> Tools:
     """The tools, installed once for their pinned versions; nothing of them enters the product's environment."""
-    pinned = files.digest([path.read_text() for path in PINNED])[:12]
-    tools = Tools(Layout(ROOT).private / "tools" / f"kubernetes-{pinned}")
-    if not (tools.folder / "ready").exists():
-        npm = program("npm", "npm")
-        files.remove(tools.folder)
-        tools.folder.mkdir(parents=True)
-        pip = [tools.folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([sys.executable, "-m", "venv", tools.folder], check=True)
-        subprocess.run([*pip, "--require-hashes", "--requirement", HERE / "tools.txt"], check=True)
-        shutil.copy2(HERE / "package.json", tools.folder)
-        quiet = ["--silent", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
-        subprocess.run([npm, "install", *quiet], cwd=tools.folder, check=True)
-        (tools.folder / "ready").touch()
-    return tools
+    pinned = files.digest([sys.version, *(path.read_text() for path in PINNED)])[:12]
+    return Tools(kept(f"kubernetes-{pinned}", _install))
+
+
+def _install(folder: Path) -> None:
+    npm = program("npm", "npm")
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([*pip, "--require-hashes", "--requirement", HERE / "tools.txt"], check=True)
+    shutil.copy2(HERE / "package.json", folder)
+    quiet = ["--silent", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+    subprocess.run([npm, "install", *quiet], cwd=folder, check=True)
