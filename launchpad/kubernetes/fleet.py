@@ -1,8 +1,9 @@
 """What a fleet of replicas does behind a balancer: computed, with a replica that behaves as the measured one did. Pure.
 
-A replica is a station of a few equal places that serve in order of arrival, a time on the way that does not queue, and
-service times that vary. Its parameters are those at which a computed replica with Poisson arrivals met the same p50 and
-p99 at the same rates as the capacity search measured. docs/kubernetes.md has the assumptions.
+A replica is a station (`Replica`): a few equal places that serve in order of arrival, a time on the way that does not
+queue, and service times that vary. Its parameters are those at which a computed replica with Poisson arrivals met the
+same p50 and p99 at the same rates as the capacity search measured. Or it is a server of the batching simulator
+(`simulated`). docs/kubernetes.md has the assumptions.
 
 Balancers, for arrivals that are Poisson as a whole:
 - random: a replica's arrivals are Poisson too (thinning), so that one replica stands for all.
@@ -17,7 +18,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numba import njit
@@ -27,6 +28,8 @@ BALANCERS: tuple[Balancer, ...] = ("random", "round robin", "least loaded")
 GROUP = 20
 """Replicas of a group under least-loaded balancing: beyond some ten, more change the wait by less than the noise."""
 REQUESTS = 300_000
+SIMULATED_REQUESTS = 100_000
+"""Of a replica that is more than a station, which takes longer to compute."""
 FIT_ROUNDS = ((5_000, 40), (40_000, 1))
 """Requests that candidates are computed with, and how many of the nearest are kept; round by round."""
 WARMUP_SHARE = 0.1
@@ -40,9 +43,36 @@ MOST_BUSY = 0.95
 """Of saturation, beyond which nothing is promised: what was measured says too little of it."""
 
 
+SHOWN = 4
+"""Replicas of a group whose requests are simulated, where a replica is more than a station."""
+
+
+class Server(Protocol):
+    """A server as a fleet has it, by itself."""
+
+    @property
+    def title(self) -> str:
+        """What computes it."""
+
+    @property
+    def saturation_rps(self) -> float:
+        """Rate beyond which what waits only grows."""
+
+    @property
+    def idle_s(self) -> float:
+        """What a request takes where nobody else is."""
+
+    @property
+    def station(self) -> Replica:
+        """What stands for it where a balancer looks at how many requests each server has."""
+
+    def serve(self, times_s: np.ndarray, seed: int) -> np.ndarray:
+        """Return the latencies of requests that come at these times; infinite for those that are refused."""
+
+
 @dataclass(frozen=True)
 class Replica:
-    """A server as the fleet sees it.
+    """A server as a station.
 
     places: requests that are served at once. service_s: mean time in a place. spread: its coefficient of variation.
     way_s: time before and after, in which nothing queues.
@@ -54,9 +84,30 @@ class Replica:
     way_s: float
 
     @property
+    def title(self) -> str:
+        return "a station fitted to the probes"
+
+    @property
     def saturation_rps(self) -> float:
         """Rate at which every place is always taken."""
         return self.places / self.service_s
+
+    @property
+    def idle_s(self) -> float:
+        return self.way_s + self.service_s
+
+    @property
+    def station(self) -> Replica:
+        return self
+
+    def serve(self, times_s: np.ndarray, seed: int) -> np.ndarray:
+        return self.serve_as(times_s, 1, seed)[0]
+
+    def serve_as(self, times_s: np.ndarray, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the latencies at a group of such servers under least-loaded balancing, and where each request went."""
+        service = self.service_s * _unit(np.random.default_rng([seed, 1]), self.spread, len(times_s))
+        waits, went = _serve(times_s, service, group, self.places, seed)
+        return waits + self.way_s, went
 
 
 @dataclass(frozen=True)
@@ -70,11 +121,15 @@ class Observed:
 
 @dataclass(frozen=True)
 class Fit:
-    """A replica and how well it meets what was observed: the largest ratio of computed to observed, or its inverse."""
+    """A replica and how well it meets what was observed at the rates that were held.
 
-    replica: Replica
+    p50_off, p99_off: the largest ratio of computed to observed, or its inverse. cost: how far off it is in all.
+    """
+
+    replica: Server
     p50_off: float
     p99_off: float
+    cost: float
 
 
 def fit(observed: Sequence[Observed], held_rps: float, seed: int = 1) -> Fit:
@@ -83,9 +138,7 @@ def fit(observed: Sequence[Observed], held_rps: float, seed: int = 1) -> Fit:
     Rates above `held_rps` met a server that could not keep up; they say nothing of a steady state and are left out.
     Raises ValueError where no rate was held.
     """
-    chosen = [one for one in observed if one.rate_rps <= held_rps * 1.001]
-    if not chosen:
-        raise ValueError("no rate was held")
+    chosen = held(observed, held_rps)
     candidates = [
         Replica(places, places / (held_rps * slack), spread, 0.0)
         for places, spread, slack in itertools.product(PLACES, SPREADS, SLACKS)
@@ -93,22 +146,34 @@ def fit(observed: Sequence[Observed], held_rps: float, seed: int = 1) -> Fit:
     for requests, keep in FIT_ROUNDS:
         placed = [_with_way(candidate, chosen[0], requests, seed) for candidate in candidates]
         possible = [candidate for candidate in placed if candidate is not None]
-        candidates = heapq.nsmallest(keep, possible, key=lambda one: _cost(one, chosen, held_rps, requests, seed))
+        candidates = heapq.nsmallest(keep, possible, key=lambda one: judged(one, chosen, requests, seed).cost)
     if not candidates:
         raise ValueError("no replica is as fast as what was observed at the lowest rate")
-    replica = _anchored(candidates[0], chosen[-1], seed)
-    p50, p99 = _errors(replica, chosen, REQUESTS, seed)
-    return Fit(replica, math.exp(np.abs(p50).max()), math.exp(np.abs(p99).max()))
+    best, top = candidates[0], chosen[-1]
+
+    def saturated_at(rate_rps: float) -> Replica:
+        return Replica(best.places, best.places / rate_rps, best.spread, best.way_s)
+
+    return judged(anchored(saturated_at, top.rate_rps * 1.0005, top.rate_rps * 4, top, seed), chosen, seed=seed)
 
 
-def _cost(replica: Replica, observed: Sequence[Observed], held_rps: float, requests: int, seed: int) -> float:
+def held(observed: Sequence[Observed], held_rps: float) -> list[Observed]:
+    """Return what was observed at the rates that were held. Raises ValueError where none was."""
+    chosen = [one for one in observed if one.rate_rps <= held_rps * 1.001]
+    if not chosen:
+        raise ValueError("no rate was held")
+    return chosen
+
+
+def judged(replica: Server, observed: Sequence[Observed], requests: int = REQUESTS, seed: int = 1) -> Fit:
     """Return how far a replica is off: near capacity counts more than far below it, and p99 more than p50."""
     p50, p99 = _errors(replica, observed, requests, seed)
-    weights = np.array([one.rate_rps for one in observed]) / held_rps
-    return float(np.sum(weights * (np.square(p50) + 2 * np.square(p99))))
+    rates = np.array([one.rate_rps for one in observed])
+    cost = float(np.sum(rates / rates.max() * (np.square(p50) + 2 * np.square(p99))))
+    return Fit(replica, math.exp(np.abs(p50).max()), math.exp(np.abs(p99).max()), cost)
 
 
-def _errors(replica: Replica, observed: Sequence[Observed], requests: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _errors(replica: Server, observed: Sequence[Observed], requests: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the logarithms of computed over observed p50 and p99."""
     computed = [latencies(replica, "random", 1, one.rate_rps, requests, seed) for one in observed]
     p50 = [_log_ratio(got, 50, one.p50_s) for got, one in zip(computed, observed, strict=True)]
@@ -116,21 +181,21 @@ def _errors(replica: Replica, observed: Sequence[Observed], requests: int, seed:
     return np.array(p50), np.array(p99)
 
 
-def _anchored(replica: Replica, observed: Observed, seed: int) -> Replica:
-    """Return the replica with the service time at which p99 at the highest held rate is the observed one."""
+def anchored(
+    at: Callable[[float], Server], slowest: float, fastest: float, observed: Observed, seed: int = 1
+) -> Server:
+    """Return the slowest replica whose p99 at a rate is no more than the observed one.
 
-    def with_saturation(rate: float) -> Replica:
-        return Replica(replica.places, replica.places / rate, replica.spread, replica.way_s)
-
-    # p99 falls as the saturation rate rises
-    low, high = observed.rate_rps * 1.0005, observed.rate_rps * 4
+    at: makes a replica of a speed, whatever that is; p99 falls as it rises.
+    """
+    low, high = slowest, fastest
     while high / low > 1.0005:
         middle = math.sqrt(low * high)
-        if p99_s(with_saturation(middle), "random", 1, observed.rate_rps, seed) > observed.p99_s:
+        if p99_s(at(middle), "random", 1, observed.rate_rps, seed) > observed.p99_s:
             low = middle
         else:
             high = middle
-    return with_saturation(high)
+    return at(high)
 
 
 def _with_way(replica: Replica, slowest: Observed, requests: int, seed: int) -> Replica | None:
@@ -147,26 +212,32 @@ def _log_ratio(computed: np.ndarray, percentile: float, observed_s: float) -> fl
 
 
 def latencies(
-    replica: Replica, balancer: Balancer, replicas: int, rate_rps: float, requests: int = REQUESTS, seed: int = 1
+    replica: Server, balancer: Balancer, replicas: int, rate_rps: float, requests: int = REQUESTS, seed: int = 1
 ) -> np.ndarray:
     """Return latencies in seconds at a fleet, each replica of which gets `rate_rps`; the first requests left out."""
-    arriving, serving = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    arriving = np.random.default_rng([seed, 0])
     group = min(replicas, GROUP) if balancer == "least loaded" else 1
-    gaps = _gaps(arriving, balancer, replicas, rate_rps * group, requests)
-    times = np.cumsum(gaps)
-    service = replica.service_s * _unit(serving, replica.spread, requests)
-    waits = _serve(times, service, group, replica.places, seed)
-    return waits[int(requests * WARMUP_SHARE) :] + replica.way_s
+    times = np.cumsum(_gaps(arriving, balancer, replicas, rate_rps * group, requests))
+    first = int(requests * WARMUP_SHARE)
+    if group == 1:
+        return replica.serve(times, seed)[first:]
+    taken, went = replica.station.serve_as(times, group, seed)
+    if replica is not replica.station:
+        for one in range(min(SHOWN, group)):
+            taken[went == one] = replica.serve(times[went == one], seed)
+        return taken[first:][went[first:] < SHOWN]
+    return taken[first:]
 
 
-def p99_s(replica: Replica, balancer: Balancer, replicas: int, rate_rps: float, seed: int = 1) -> float:
+def p99_s(replica: Server, balancer: Balancer, replicas: int, rate_rps: float, seed: int = 1) -> float:
     """Return the 99th percentile of the latency, in seconds; infinite at saturation and beyond."""
     if rate_rps >= replica.saturation_rps:
         return math.inf
-    return float(np.percentile(latencies(replica, balancer, replicas, rate_rps, seed=seed), 99))
+    requests = REQUESTS if replica is replica.station else SIMULATED_REQUESTS
+    return float(np.percentile(latencies(replica, balancer, replicas, rate_rps, requests, seed), 99))
 
 
-def highest_rate(replica: Replica, balancer: Balancer, replicas: int, limit_s: float, seed: int = 1) -> float:
+def highest_rate(replica: Server, balancer: Balancer, replicas: int, limit_s: float, seed: int = 1) -> float:
     """Return the highest rate of a replica at which p99 is within the limit, in requests/s; 0 where none is."""
     top = MOST_BUSY * replica.saturation_rps
     return _bisect(lambda rate: p99_s(replica, balancer, replicas, rate, seed) <= limit_s, top)
@@ -204,14 +275,15 @@ def _unit(chance: np.random.Generator, spread: float, count: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _serve(times: np.ndarray, service: np.ndarray, group: int, places: int, seed: int) -> np.ndarray:
-    """Return the time of each request in the system; each goes to the replica with fewest, one of them by chance."""
+def _serve(times: np.ndarray, service: np.ndarray, group: int, places: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each request's time in the system and its replica: the one with fewest, one of them by chance."""
     np.random.seed(seed)
     free = np.zeros((group, places))
     present = np.zeros(group, dtype=np.int64)
     leaving = [(0.0, 0)]
     leaving.pop()
     taken = np.empty(len(times))
+    went = np.zeros(len(times), dtype=np.int64)
     for index in range(len(times)):
         now = times[index]
         chosen = 0
@@ -232,8 +304,8 @@ def _serve(times: np.ndarray, service: np.ndarray, group: int, places: int, seed
                 place = other
         begin = max(now, free[chosen, place])
         free[chosen, place] = begin + service[index]
-        taken[index] = free[chosen, place] - now
+        taken[index], went[index] = free[chosen, place] - now, chosen
         if group > 1:
             present[chosen] += 1
             heapq.heappush(leaving, (free[chosen, place], chosen))
-    return taken
+    return taken, went

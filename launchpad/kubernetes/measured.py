@@ -52,7 +52,8 @@ class Measured:
 
     capacity_rps: highest rate at which p99 was held; p99_ms: that objective.
     ready_s: from its start to every model AVAILABLE. cores: processor that it used at capacity; None where not known.
-    peak_mib: most memory that it held. despite: reasons for which the result was not to be used, and was with --force.
+    peak_mib: most memory that it held. traffic: what was asked.
+    despite: reasons for which the result was not to be used, and was with --force.
     """
 
     run: str
@@ -66,6 +67,7 @@ class Measured:
     backend: str
     limited: str
     probes: tuple[Probed, ...]
+    traffic: tuple[Mapping[str, Any], ...] = ()
     despite: tuple[str, ...] = ()
 
     @property
@@ -95,6 +97,7 @@ def read(document: Mapping[str, Any], where: str) -> Measured:
             backend=document["server"]["backend"],
             limited=document["limited"],
             probes=rates,
+            traffic=tuple(document.get("traffic", ())),
             despite=tuple(document.get("despite", ())),
         )
     except (KeyError, TypeError, ValueError) as error:

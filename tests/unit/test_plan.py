@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from launchpad import declaration
 from launchpad.errors import DeclarationError, GateFailed
-from launchpad.kubernetes import autoscaler, fleet, plan
+from launchpad.kubernetes import autoscaler, fleet, measured, plan, simulated
 from launchpad.kubernetes.autoscaler import Ramp
 from launchpad.kubernetes.fleet import Observed, Replica
-from launchpad.spec import Kubernetes
+from launchpad.kubernetes.measured import Probed
+from launchpad.kubernetes.simulated import Simulated
+from launchpad.spec import BatchQueue, Kubernetes
+from launchpad.stage import Context
+from launchpad.tune.simulate import Host, Queue, ServiceTimes
+from tests.conftest import ROOT
 from tests.unit.test_manifests import MEASURED
 
+TINY = "name: tiny\nmodels:\n  tiny: {source: model.py:build}\n"
 EXPONENTIAL_LIKE = Replica(places=1, service_s=0.01, spread=1.0, way_s=0.0)
 STEADY = Replica(places=1, service_s=0.01, spread=0.0, way_s=0.0)
 
@@ -130,6 +138,120 @@ def test_durations_are_read_with_their_unit(text, seconds):
 def test_a_duration_without_a_unit_is_refused(text):
     with pytest.raises(DeclarationError, match="is no duration"):
         plan.duration_s(text, "--p99")
+
+
+def test_more_replicas_than_are_declared_are_refused_when_the_plan_is_printed(declare, planned, monkeypatch, capsys):
+    given = Context(declare(TINY + "kubernetes: {replicas: {max: 20}}\n"))
+    monkeypatch.setattr(measured, "latest", lambda *_: (MEASURED, {}))
+    monkeypatch.setattr(plan, "make", lambda *_: planned)
+
+    with pytest.raises(DeclarationError) as refused:
+        plan.show(given, "20300", "80ms", "60s", 0)
+
+    (problem,) = refused.value.problems
+    most = max(one.replicas for one in planned.fleets)
+    assert problem.where == "pipeline.yaml:4" and f"max is 20, this takes {most} (random)" in problem.what
+    assert f"raise it to {most}" in problem.fix
+    assert "one zone of 3 lost" in capsys.readouterr().out
+
+
+def test_more_replicas_than_are_declared_under_some_balancers_are_a_warning(declare, planned, monkeypatch, capsys):
+    given = Context(declare(TINY + "kubernetes: {replicas: {max: 20}}\n"))
+    fewer = [replace(one, replicas=20) if one.balancer == "least loaded" else one for one in planned.fleets]
+    monkeypatch.setattr(measured, "latest", lambda *_: (MEASURED, {}))
+    monkeypatch.setattr(plan, "make", lambda *_: replace(planned, fleets=fewer))
+
+    plan.show(given, "20300", "80ms", "60s", 0)
+
+    (warning,) = (line for line in capsys.readouterr().out.splitlines() if "replicas.max" in line)
+    assert "(random)" in warning and "(round robin)" in warning and "least loaded" not in warning
+
+
+@pytest.mark.parametrize(
+    ("rate", "begin", "said"),
+    [("0.5", 0, "--rate 0.5"), ("100", -3, "--ramp-from -3"), ("100", 100, "--ramp-from 100")],
+)
+def test_rates_that_cannot_be_are_refused(declare, monkeypatch, rate, begin, said):
+    monkeypatch.setattr(measured, "latest", lambda *_: (MEASURED, {}))
+    with pytest.raises(DeclarationError, match=said):
+        plan.show(Context(declare()), rate, "", "60s", begin)
+
+
+def test_a_ramp_that_no_headroom_is_enough_for_is_told_as_that(declare, monkeypatch, capsys):
+    text = TINY + "kubernetes: {replicas: {max: 5000}}\n"
+    monkeypatch.setattr(measured, "latest", lambda *_: (MEASURED, {}))
+    plan.show(Context(declare(text)), "1000000", "", "1s", 1)
+    assert "no headroom is enough" in capsys.readouterr().out
+
+
+# --- a simulated replica ---------------------------------------------------------------------------------------
+
+BATCHED = Simulated(
+    queues=(Queue(BatchQueue(max_batch_size=16, batch_timeout_micros=4000), ServiceTimes(np.full(17, 0.01))),),
+    shares=(1.0,),
+    threads=1,
+    host=Host(),
+)
+"""A batch takes 10 ms, however many are in it: 1,600 requests a second at most."""
+
+
+def test_a_simulated_replica_is_saturated_when_its_batches_are_full():
+    assert BATCHED.saturation_rps == pytest.approx(1600, rel=0.03)
+    assert BATCHED.idle_s == pytest.approx(0.014, rel=0.01)  # its timeout, then its batch
+
+
+def test_a_simulated_replica_waits_least_where_the_balancer_looks_at_load():
+    p99 = {one: fleet.p99_s(BATCHED, one, 10, 1400.0) for one in fleet.BALANCERS}
+    assert p99["least loaded"] < p99["random"] and p99["round robin"] < p99["random"]
+
+
+@pytest.fixture(scope="module")
+def measured_batched():
+    """What a capacity search finds of a server of half the speed."""
+    true = replace(BATCHED, factor=2.0)
+    probes = []
+    for rate in (100.0, 400.0, 600.0, 700.0):
+        p50, p99 = np.percentile(fleet.latencies(true, "random", 1, rate, seed=7), [50, 99]) * 1e3
+        probes.append(Probed(rate, p50, p50, p99, None))
+    return replace(MEASURED, probes=tuple(probes), capacity_rps=700.0, p99_ms=probes[-1].p99_ms)
+
+
+def test_the_simulated_replica_is_taken_where_it_is_nearer_to_what_was_measured(measured_batched):
+    planned = plan.make(
+        measured_batched, Kubernetes(), 7000, measured_batched.p99_ms / 1e3, Ramp(3500, 7000, 60), BATCHED
+    )
+    assert planned.fit.replica.factor == pytest.approx(2.0, rel=0.03)
+    assert planned.fit.p99_off < 1.1
+    assert planned.computed_by[0].startswith("the simulator") and "a station" in planned.computed_by[1]
+    assert planned.holds_rps["random"] == pytest.approx(700, rel=0.03)
+
+
+def test_the_station_is_taken_where_the_simulated_replica_is_further_off():
+    planned = plan.make(MEASURED, Kubernetes(), 7000, 0.08, Ramp(3500, 7000, 60), BATCHED)
+    assert planned.computed_by[0].startswith("a station") and "not by the simulator" in planned.computed_by[1]
+
+
+def test_the_simulator_takes_the_profiles_of_what_was_asked():
+    given = Context(declaration.load(ROOT))
+    found = measured.accepted(given)
+    server = simulated.of(given, found)
+    assert isinstance(server, Simulated)
+    assert len(server.queues) == len(found.traffic) and sum(server.shares) == 10
+    batched = [queue.batching is not None for queue in server.queues]
+    assert batched == [line["model"] == "digits-cnn" for line in found.traffic]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"traffic": ()}, "does not say what was asked"),
+        ({"traffic": ({"model": "absent", "weight": 1},)}, "absent has not been profiled"),
+        ({"backend": "docker"}, "another backend or machine"),
+    ],
+)
+def test_the_simulator_says_why_it_is_not_asked(changes, why):
+    given = Context(declaration.load(ROOT))
+    assert why in simulated.of(given, replace(measured.accepted(given), **changes))
 
 
 # --- the autoscaler -------------------------------------------------------------------------------------------
