@@ -464,7 +464,7 @@ def explore(_: Invocation, port: int = 8001) -> None:
 
 @task(
     help={
-        "fill": "add the runs of loadtests/results and the notes of reports/notes that it lacks",
+        "fill": "add the runs of loadtests/results, the notes and the gates of releases in reports/ that it lacks",
         "prune": "delete what is older than monitor.keep_samples_days and keep_runs_days say",
     }
 )

@@ -26,6 +26,8 @@ ERRORS = "errors.csv"
 HISTOGRAMS = "latency.hlog"
 TOTALS = "totals.csv"
 SERVER = "server.json"
+CAPACITY = "capacity.json"
+"""A folder with it holds a search for capacity, and no run."""
 
 HISTORY_COLUMNS = ("second", "line", "requests", "failures", "p50_ms", "p95_ms", "p99_ms", "max_ms")
 ERROR_COLUMNS = ("second", "line", "kind", "count", "example")
@@ -53,14 +55,20 @@ def read_errors(folder: Path) -> list[dict[str, Any]]:
     """Return [{line, kind, count, example}], the counts added up over the run, the most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
-    for row in _read_csv(folder / ERRORS):
-        if row["example"] is not None:
-            counts[row["line"], row["kind"]] += int(row["count"])
-            examples.setdefault((row["line"], row["kind"]), row["example"])
+    for row in read_failures(folder):
+        counts[row["line"], row["kind"]] += row["count"]
+        examples.setdefault((row["line"], row["kind"]), row["example"])
     return [
         {"line": line, "kind": kind, "count": count, "example": examples[line, kind]}
         for (line, kind), count in counts.most_common()
     ]
+
+
+def read_failures(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `errors.csv`, by second; a last row that was cut short is left out."""
+    for row in _read_csv(folder / ERRORS):
+        if row["example"] is not None:
+            yield {**row, "second": int(row["second"]), "count": int(row["count"])}
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:

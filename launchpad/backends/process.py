@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 STOP_TIMEOUT_S = 15.0
+POLL_S = 0.05
 
 
 def holder(port: int) -> str | None:
@@ -54,10 +56,25 @@ def end(processes: list[psutil.Process]) -> None:
     """End processes: SIGTERM, so that they finish what is in flight; SIGKILL for those that do not."""
     for process in processes:
         _signal(process.terminate)
-    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    alive = _await_end(processes)
     for process in alive:
         _signal(process.kill)
-    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+    _await_end(alive)
+
+
+def _await_end(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Wait for processes; return those that still run. One that its parent has not waited for yet does not."""
+    running, deadline = processes, time.monotonic() + STOP_TIMEOUT_S
+    while running and time.monotonic() < deadline:
+        _, running = psutil.wait_procs(running, timeout=POLL_S)
+        running = [process for process in running if not _is_zombie(process)]
+    return running
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return False
 
 
 def _signal(send: Callable[[], None]) -> None:

@@ -46,12 +46,13 @@ def release(root: Path, version: str, force: bool = False, dry_run: bool = False
         with pipeline.locked(context):
             lines = _evaluate(candidate, today)
             said = _said(candidate)
-        files.write_json(folder / record.EVIDENCE, checklist.document(candidate, lines, said))
+        evidence = checklist.document(candidate, lines, said)
+        files.write_json(folder / record.EVIDENCE, evidence)
         files.write_text(folder / record.CHECKLIST, checklist.markdown(candidate, lines, said))
         files.publish(published)
     finally:
         files.discard(published)
-    attempt(context.declaration, lambda opened: opened.add_gates(version, _rows(candidate, lines), now()))
+    attempt(context.declaration, lambda opened: opened.add_gates(version, record.rows(evidence), now()))
     _show(candidate, lines)
     blocking = [line for line in lines if line.blocks]
     if blocking:
@@ -89,20 +90,6 @@ def _find(candidate: Candidate, title: str, gate: Any) -> Finding:
     except ServerError as error:
         why = str(error)
     return Finding([Gate(title, None, "<=", None, why=why.replace("\n", " "))])
-
-
-def _rows(candidate: Candidate, lines: list[Line]) -> list[dict[str, Any]]:
-    """Return the gates as the store takes them."""
-    return [
-        gate.as_dict()
-        | {
-            "name": f"{line.gate}: {gate.name}",
-            "evidence": ", ".join(map(candidate.layout.relative, line.finding.evidence)),
-            "waiver": f"until {line.waiver.expires}: {line.waiver.reason}" if line.waiver else "",
-        }
-        for line in lines
-        for gate in line.finding.gates
-    ]
 
 
 def now() -> datetime.datetime:

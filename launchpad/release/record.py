@@ -37,12 +37,28 @@ def load(layout: Layout, version: str) -> Mapping[str, Any]:
 
 def previous(layout: Layout, version: str) -> Mapping[str, Any] | None:
     """Return the evidence of the newest other release whose gates all passed or were waived; None without one."""
-    found = []
-    for path in (layout.reports / "releases").glob(f"*/{EVIDENCE}"):
-        evidence = files.read_json(path)
-        if path.parent.name != version and _is_whole(evidence) and evidence["passed"]:
-            found.append(evidence)
+    found = [evidence for evidence in all_whole(layout) if evidence["version"] != version and evidence["passed"]]
     return max(found, key=lambda evidence: evidence["made"], default=None)
+
+
+def all_whole(layout: Layout) -> list[Mapping[str, Any]]:
+    """Return the evidence of every release whose file is whole."""
+    found = (files.read_json(path) for path in sorted((layout.reports / "releases").glob(f"*/{EVIDENCE}")))
+    return [evidence for evidence in found if _is_whole(evidence)]
+
+
+def rows(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the gates of a release as the store takes them."""
+    return [
+        measured
+        | {
+            "name": f"{line['gate']}: {measured['name']}",
+            "evidence": ", ".join(line["evidence"]),
+            "waiver": f"until {line['waiver']['expires']}: {line['waiver']['reason']}" if line["waiver"] else "",
+        }
+        for line in evidence["gates"]
+        for measured in line["measured"]
+    ]
 
 
 def _is_whole(evidence: Any) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from launchpad import console, declaration, files, notes
 from launchpad.errors import LaunchpadError, Problem
 from launchpad.layout import Layout
-from launchpad.runfolder import SUMMARY
+from launchpad.release import record
+from launchpad.runfolder import CAPACITY, SUMMARY
 from launchpad.store import Store, connection, limits, migrate
 
 
@@ -22,7 +23,7 @@ def show(root: Path) -> None:
 
 
 def fill(root: Path) -> None:
-    """Add to the store the runs and notes that are in files and not in it. What cannot be added is said, with why."""
+    """Add to the store the runs, notes and releases' gates that are in files. What cannot be is said, with why."""
     declared = declaration.load(root)
     layout = Layout(root)
     _, oldest = limits(declared.pipeline.monitor)
@@ -30,9 +31,9 @@ def fill(root: Path) -> None:
     with Store.open(declared) as store:
         known = store.runs()
         for folder in sorted(path for path in layout.results("x").parent.glob("*") if path.is_dir()):
-            summary = files.read_json(folder / SUMMARY)
-            if folder.name in known:
+            if folder.name in known or (folder / CAPACITY).exists():  # a search for capacity is no run
                 continue
+            summary = files.read_json(folder / SUMMARY)
             try:
                 if not isinstance(summary, dict):
                     raise ValueError(f"there is no whole {SUMMARY}")
@@ -44,7 +45,13 @@ def fill(root: Path) -> None:
         found = notes.read_all(layout)
         for note in found:
             store.put_change(note.row())
-    console.say(f"added {added} run{'s' if added != 1 else ''}; {len(found)} notes are in it")
+        releases = record.all_whole(layout)
+        for release in releases:
+            store.add_gates(release["version"], record.rows(release), notes.moment(release["made"]))
+    console.say(
+        f"added {added} run{'s' if added != 1 else ''}; {len(found)} notes and the gates of {len(releases)} releases "
+        "are in it"
+    )
     for problem in problems:
         console.say(f"  ! {problem}", "yellow")
 

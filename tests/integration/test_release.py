@@ -8,8 +8,9 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
-from launchpad import pipeline
+from launchpad import pipeline, runfolder
 from launchpad.release import command, record
 from launchpad.release.candidate import Candidate
 from launchpad.release.gates import measured, rehearsal
@@ -20,6 +21,13 @@ TIMED = ("cold-start", "objectives")
 """Gates that a busy machine may fail."""
 ABSENT = ("image", "digest", "manifests", "vulnerabilities", "capacity", "regression")
 """Gates that a machine without engine and registry, a first release and a declaration without a target cannot pass."""
+
+UNTRAINED = """
+import keras
+
+def build(seed):
+    return keras.Sequential([keras.Input((784,), name="pixels"), keras.layers.Dense(10, activation="softmax")])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +79,10 @@ def test_the_rehearsal_went_back_moved_labels_and_met_a_broken_version_with_no_r
     assert rehearsed["requests by label"] > 50 and not rehearsed["failures by label"] and not rehearsed["errors"]
     status = released.invoke("status", check=True).stdout
     assert "AVAILABLE" in status  # and it serves what it served before
+    home = record.folder(released.layout, "1.0.0") / "rehearsal"
+    loaded = {row["second"] for row in runfolder.read_history(home)}
+    assert max(loaded) >= max(step["at_s"] for step in rehearsed["steps"])  # from its first step to its last
+    assert all((run / "summary.json").exists() for run in released.runs())
 
 
 def test_a_version_that_was_released_is_not_released_again_by_mistake(released):
@@ -108,6 +120,8 @@ def test_two_releases_are_compared(released):
 
 
 def test_a_label_that_does_not_move_is_seen(released, monkeypatch):
+    for name in ("_go_back", "_meet_broken"):  # they take no part in it
+        monkeypatch.setattr(rehearsal, name, lambda *_: None)
     monkeypatch.setattr(rehearsal.Publisher, "label", lambda *_: None)
     monkeypatch.setattr(rehearsal, "HOLD_S", 0.4)
     context = pipeline.context(released.root)
@@ -116,3 +130,27 @@ def test_a_label_that_does_not_move_is_seen(released, monkeypatch):
     candidate = Candidate(context, "1.2.0", folder, folder, None)
     (missed, failed) = rehearsal.rollback(candidate).gates
     assert missed.value and failed.value  # labels that lead nowhere: requests by them fail
+
+
+def test_going_back_to_other_weights_loses_no_request(released, monkeypatch):
+    """Last in the module: from here on the checkout declares another version."""
+    monkeypatch.setattr(rehearsal, "HOLD_S", 0.4)
+    monkeypatch.setattr(rehearsal, "LEAST_RPS", 100.0)
+    (released.root / "untrained.py").write_text(UNTRAINED)
+    declared = yaml.safe_load((released.root / "pipeline.yaml").read_text())["models"]
+    declared["digits-mlp"] |= {"source": "untrained.py:build", "version": 2, "acceptance": {}}
+    released.declare(models=declared)
+    for task in (("export",), ("configure",), ("launch", "--force")):
+        released.invoke(*task, check=True)
+    folder = record.folder(released.layout, "2.0.0")
+    folder.mkdir()
+    before = evidence(released)
+    candidate = Candidate(pipeline.context(released.root), "2.0.0", folder, folder, before)
+
+    finding = rehearsal.rollback(candidate)
+
+    assert finding.verdict == "passed", finding
+    assert "digits-mlp: back to version 1 of release 1.0.0" in finding.notes
+    assert "digits-cnn: release 1.0.0 has version 1 too; rehearsed with it" in finding.notes
+    rehearsed = json.loads((folder / "rehearsal.json").read_text())
+    assert rehearsed["answers of earlier weights"]["digits-mlp"] > 10

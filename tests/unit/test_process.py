@@ -68,6 +68,21 @@ def test_a_server_that_does_not_listen_is_killed(start, monkeypatch):
     assert server.wait() == -signal.SIGKILL
 
 
+def test_a_server_whose_parent_never_waits_for_it_has_ended_all_the_same(start, monkeypatch):
+    code = (
+        "import subprocess, sys;"
+        f"child = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}], stdout=subprocess.PIPE, text=True);"
+        "child.stdout.readline(); print('up', flush=True); print(child.pid, flush=True); sys.stdin.read()"
+    )
+    parent = start(code)
+    server = psutil.Process(int(parent.stdout.readline()))
+    killed = []
+    monkeypatch.setattr(psutil.Process, "kill", killed.append)
+    monkeypatch.setattr(process, "STOP_TIMEOUT_S", 5.0)
+    process.end([server])
+    assert server.status() == psutil.STATUS_ZOMBIE and killed == []
+
+
 def test_ending_what_has_ended_is_no_error(start):
     child = start(WAIT)
     gone = psutil.Process(child.pid)

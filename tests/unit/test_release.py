@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import random
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from launchpad import files
 from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.gates import Gate
 from launchpad.release import checklist, record
 from launchpad.release.candidate import Candidate, Finding, Line, not_run
-from launchpad.release.gates import measured, models, operations, soak, supply
+from launchpad.release.gates import image, measured, models, operations, rehearsal, soak, supply
 from launchpad.release.table import GATES
-from launchpad.spec import GateName, Waiver
+from launchpad.spec import GateName, Traffic, Waiver
 from launchpad.stage import Context
 
 TODAY = datetime.date(2026, 11, 22)
@@ -201,15 +205,101 @@ def test_an_audit_without_data_did_not_run(candidate, monkeypatch, answer, why):
     assert finding.verdict == "not run" and why in finding.gates[0].why
 
 
-def test_a_known_vulnerability_fails(candidate, monkeypatch):
-    flaw = {"id": "PYSEC-1", "fix_versions": ["2.0"]}
-    answer = json.dumps({"dependencies": [{"name": "a", "version": "1.0", "vulns": [flaw]}]})
+class Advisories(BaseHTTPRequestHandler):
+    """A service of one's own that speaks OSV, and knows of one flaw."""
+
+    flawed = ""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
+        affected = {"package": {"name": asked, "ecosystem": "PyPI"}, "versions": []}
+        affected["ranges"] = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.0"}]}]
+        flaw = {"id": "PYSEC-1", "affected": [affected], "published": "2026-01-01T00:00:00Z"}
+        answer = json.dumps({"vulns": [flaw]} if asked == self.flawed else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(("flawed", "verdict"), [("", "passed"), ("numpy", "failed")])
+def test_pip_audit_judges_every_package_of_the_server(candidate, monkeypatch, flawed, verdict):
+    monkeypatch.setattr(Advisories, "flawed", flawed)
     monkeypatch.setattr(supply, "_without_python", lambda _: False)
-    monkeypatch.setattr(supply.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, answer, ""))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as service:
+        threading.Thread(target=service.serve_forever).start()
+        monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
+        monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"http://127.0.0.1:{service.server_port}/v1/query")
+        given = candidate()
+        given.folder.mkdir()
+        finding = supply.vulnerabilities(given)
+        service.shutdown()
+    assert finding.verdict == verdict, finding
+    audited = json.loads((given.folder / "audit.json").read_text())
+    assert {"tensorflow", "numpy", "protobuf"} <= {part["name"] for part in audited}
+    told = [f"numpy {importlib.metadata.version('numpy')}: PYSEC-1, mended in 99.0"] if flawed else []
+    assert list(finding.notes[:-1]) == told
+
+
+def test_a_base_image_without_a_digest_fails_and_one_with_it_passes(declare, tmp_path):
+    def judged(base):
+        text = f"name: tiny\nmodels:\n  tiny: {{source: model.py:build}}\nserving: {{image: '{base}'}}\n"
+        return image.digest(Candidate(Context(declare(text)), "1", tmp_path, tmp_path, None)).verdict
+
+    assert judged("tensorflow/serving:2.20.0") == "failed"
+    assert judged(f"tensorflow/serving@sha256:{'0' * 64}") == "passed"
+
+
+def test_hadolint_judges_the_dockerfile(candidate):
     given = candidate()
-    given.folder.mkdir()
-    finding = supply.vulnerabilities(given)
-    assert finding.verdict == "failed" and finding.notes[0] == "a 1.0: PYSEC-1, mended in 2.0"
+    given.layout.dockerfile.parent.mkdir(parents=True)
+    given.layout.dockerfile.write_text("FROM scratch\nMAINTAINER me\n")
+    finding = image.dockerfile(given)
+    assert finding.verdict == "failed" and finding.notes[0].startswith("DL4000, line 2")
+    given.layout.dockerfile.write_text("FROM scratch\n")
+    assert image.dockerfile(given).verdict == "passed"
+
+
+def exported(layout, model="tiny", version=1):
+    """Write a version as the export leaves it; return the hash of its content."""
+    graph = layout.version(model, version) / "saved_model.pb"
+    files.write_text(graph, f"graph {version}")
+    manifest = {"version": version, "files": {graph.name: files.sha256(graph)}}
+    files.write_json(layout.evidence(model, version) / "manifest.json", manifest)
+    return files.digest(manifest["files"])
+
+
+def test_a_rollback_goes_to_the_version_that_was_released_or_does_not_run(declare, tmp_path):
+    text = "name: tiny\nmodels:\n  tiny: {source: model.py:build, version: 2}\n"
+    context = Context(declare(text))
+    contents = {version: exported(context.layout, version=version) for version in (1, 2)}
+
+    def earlier(version, content):
+        before = {"version": "1.0.0", "models": {"tiny": {"version": version, "content": content}}}
+        return Candidate(context, "2.0.0", tmp_path, tmp_path, before)
+
+    assert rehearsal._previous(earlier(1, contents[1]), "tiny").source == context.layout.version("tiny", 1)
+    same = rehearsal._previous(earlier(2, contents[2]), "tiny")
+    assert same.source is None and not same.gone and "version 2 too" in same.note
+    for gone in (earlier(2, "of other files"), earlier(3, "of a folder that is gone")):
+        finding = rehearsal.rollback(gone)
+        assert finding.verdict == "not run" and "is not here as release 1.0.0 had it" in finding.gates[0].why
+
+
+def test_other_answers_are_lost_requests_but_while_the_earlier_version_answers():
+    traffic = [Traffic(model=name) for name in ("a", "b")]
+    back = {"a": (3, 5)}
+
+    def lost(line, kind, second):
+        return rehearsal.lost_requests([{"line": line, "kind": kind, "second": second, "count": 7}], traffic, back)
+
+    a, b = (line.line for line in traffic)
+    assert lost(a, rehearsal.WRONG, 3) == lost(a, rehearsal.WRONG, 5) == (0, {"a": 7})
+    assert lost(a, rehearsal.WRONG, 2) == lost(a, rehearsal.WRONG, 6) == (7, {"a": 0})
+    assert lost(b, rehearsal.WRONG, 4) == lost(a, "HTTP 503", 4) == (7, {"a": 0})
 
 
 def test_without_a_release_before_it_there_is_nothing_to_be_slower_than(candidate):

@@ -298,6 +298,10 @@ def test_a_store_that_was_lost_is_filled_again_from_the_runs_and_the_notes(decla
     shutil.copytree(example, layout.results(example.name))
     files.write_json(layout.results("incomplete") / "summary.json", {"run": "incomplete", "started": "2026-01-01"})
     (layout.results("empty")).mkdir()
+    files.write_json(layout.results("search") / "capacity.json", {})
+    released = next((repository / "reports" / "releases").glob("*/evidence.json"))
+    version = released.parent.name
+    shutil.copytree(released.parent, layout.reports / "releases" / version)
     notes.record(declared, "tune", {"a.b": (1, 2)}, "why", run_before=example.name)
     for path in (declared.root / "deep").glob("store.db*"):
         path.unlink()
@@ -305,12 +309,15 @@ def test_a_store_that_was_lost_is_filled_again_from_the_runs_and_the_notes(decla
     upkeep.fill(declared.root)
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "added 1 run; 1 notes are in it" in said
+    assert "added 1 run; 1 notes and the gates of 1 releases are in it" in said and "search" not in said
     assert "loadtests/results/empty: not added: there is no whole summary.json" in said
     assert "loadtests/results/incomplete: not added: summary.json lacks 'status'" in said
     assert rows(declared, "select id from runs") == [(example.name,)]
     assert rows(declared, "select count(*) > 0 from seconds") == [(1,)]
     assert rows(declared, "select source, why, run_before from changes") == [("tune", "why", example.name)]
+    gates = "select count(*) > 10, max(at) from gates where release = "
+    made = datetime.datetime.fromisoformat(files.read_json(released)["made"])
+    assert rows(declared, f"{gates}'{version}'") == [(1, f"{made:%Y-%m-%d %H:%M:%S}.000000")]
     upkeep.fill(declared.root)
     assert "added 0 runs; 1 notes" in capsys.readouterr().out
 

@@ -13,6 +13,8 @@ from launchpad.release.candidate import Candidate, Finding
 from launchpad.release.record import contract_changes
 from launchpad.spec import Pipeline
 
+MANIFEST = "manifest.json"
+
 
 def parity(candidate: Candidate) -> Finding:
     """The model and its signatures agree on held-out examples."""
@@ -81,9 +83,17 @@ def _exported(candidate: Candidate, what: str) -> Finding:
     return Finding(gates, evidence)
 
 
+def content(layout: Layout, model: str, version: int) -> str:
+    """Return the hash of the files of an exported version as they are now; empty where they are not its manifest's."""
+    manifest = files.read_json(layout.evidence(model, version) / MANIFEST)
+    if manifest is None or _obstacle(layout, model, manifest):
+        return ""
+    return files.digest(manifest["files"])
+
+
 def _manifests(layout: Layout, pipeline: Pipeline) -> Iterator[tuple[str, Path, dict[str, Any] | None]]:
     for name, model in pipeline.models.items():
-        path = layout.evidence(name, model.version) / "manifest.json"
+        path = layout.evidence(name, model.version) / MANIFEST
         yield name, path, files.read_json(path)
 
 

@@ -2,14 +2,15 @@
 
 Each model is taken back to the previous release's version and forth again, its labels move from canary to stable and
 back, and a version that cannot be loaded is published beside the good one. All the while the release profile's traffic
-arrives at half the rate that the server took, and requests by label are asked for as long as the label is there.
+arrives at half the rate that the server took, and requests by label are asked for as long as the label is there. The
+load is evidence of the release alone, no run: what it measures is the going back, not the server.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,12 +23,12 @@ from launchpad.examples import Examples
 from launchpad.gates import Gate
 from launchpad.layout import Layout
 from launchpad.loadtest import generator, summary
-from launchpad.loadtest.stage import new_run
 from launchpad.publishing import NotLoaded, Publisher
-from launchpad.release.candidate import Candidate, Finding
-from launchpad.runfolder import HISTORY
+from launchpad.release.candidate import Candidate, Finding, not_run
+from launchpad.release.gates.models import content
+from launchpad.runfolder import HISTORY, read_failures
 from launchpad.server import Server
-from launchpad.spec import OpenLoop
+from launchpad.spec import OpenLoop, Traffic
 
 HOLD_S = 2.0
 """How long each state is held under load."""
@@ -37,6 +38,22 @@ LIMIT_S = 600.0
 ASK_EVERY_S = 0.02
 WRONG = "wrong answer"
 EXAMPLES = 50
+LOAD = "rehearsal"
+"""Folder of the load's own files, beside the checklist."""
+REPORTED_S = 2
+"""A second is reported as late as in the one after it, and a request may be answered as late again."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a model is taken back to. source: a version folder; None for the version that is served.
+
+    note: which it is. gone: why there is nothing to go back to; empty where there is.
+    """
+
+    note: str
+    source: Path | None = None
+    gone: str = ""
 
 
 @dataclass
@@ -52,12 +69,18 @@ class Step:
 
 @dataclass
 class Rehearsal:
-    """What was done, and the requests by label that were asked meanwhile."""
+    """What was done, and the requests by label that were asked meanwhile.
+
+    second: the newest one that the load has reported. back: {model: first and last second in which the version that it
+    was taken back to may have answered}, of models whose weights are then others.
+    """
 
     steps: list[Step] = field(default_factory=list)
     asked: int = 0
     failures: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
+    second: int = 0
+    back: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def saw(self, model: str, what: str, seen: str, held: bool) -> None:
         self.steps.append(Step(model, what, seen, held, round(time.monotonic() - self.start, 1)))
@@ -65,19 +88,23 @@ class Rehearsal:
 
 def rollback(candidate: Candidate) -> Finding:
     """Publish the previous version and return, move labels and move them back, meet a broken version: nothing fails."""
+    earlier = {name: _previous(candidate, name) for name in candidate.pipeline.models}
+    if gone := [found.gone for found in earlier.values() if found.gone]:
+        return not_run("failed requests", "; ".join(gone))
     publisher = Publisher(candidate.context.declaration)
-    rehearsal, folder, ending, measured = _under_load(candidate, publisher)
+    folder, published_folder = candidate.keep(LOAD)
+    rehearsal, ending, measured = _under_load(candidate, publisher, earlier, folder)
     missed = [f"{step.model}: {step.what}: {step.seen}" for step in rehearsal.steps if not step.held]
-    errors = measured["errors"]
-    changed = any(_previous(candidate, name)[1] for name in candidate.pipeline.models)
-    lost = sum(row["count"] for row in errors if not (changed and row["kind"] == WRONG)) + len(rehearsal.failures)
+    traffic = candidate.pipeline.traffic(candidate.pipeline.loadtest.profiles[candidate.profile])
+    lost, of_earlier = lost_requests(read_failures(folder), traffic, rehearsal.back)
+    lost += len(rehearsal.failures)
     written, published = candidate.keep("rehearsal.json")
     document = {
-        "run": folder.name,
         "steps": [asdict(step) for step in rehearsal.steps],
         "requests by label": rehearsal.asked,
         "failures by label": rehearsal.failures,
-        "errors": errors,
+        "answers of earlier weights": of_earlier,
+        "errors": measured["errors"],
         "totals": measured["totals"],
     }
     files.write_json(written, document)
@@ -92,27 +119,47 @@ def rollback(candidate: Candidate) -> Finding:
         *missed,
         *rehearsal.failures[:3],
         f"{sent:,} requests, of them {rehearsal.asked:,} by label, in {len(rehearsal.steps)} steps",
-        *(_previous(candidate, name)[2] for name in candidate.pipeline.models),
+        *(found.note for found in earlier.values()),
+        *(f"{model}: {count:,} answers were those of the earlier weights" for model, count in of_earlier.items()),
     ]
-    return Finding(gates, [published, folder / HISTORY], notes)
+    return Finding(gates, [published, published_folder / HISTORY], notes)
 
 
-def rehearse(candidate: Candidate, publisher: Publisher, rehearsal: Rehearsal) -> None:
+def lost_requests(
+    failures: Iterable[Mapping[str, Any]], traffic: Iterable[Traffic], back: Mapping[str, tuple[int, int]]
+) -> tuple[int, dict[str, int]]:
+    """Return how many requests were lost, and how many answers of each model were those of its earlier weights.
+
+    An answer that is not the candidate's is the earlier version's while that may answer, and wrong at any other time.
+    failures: rows of `errors.csv`. back: {model: first and last second of the earlier version}.
+    """
+    models = {line.line: line.model for line in traffic}
+    lost, of_earlier = 0, dict.fromkeys(back, 0)
+    for row in failures:
+        model = models[row["line"]]
+        first, last = back.get(model, (0, -1))
+        if row["kind"] == WRONG and first <= row["second"] <= last:
+            of_earlier[model] += row["count"]
+        else:
+            lost += row["count"]
+    return lost, of_earlier
+
+
+def rehearse(candidate: Candidate, publisher: Publisher, earlier: Mapping[str, Earlier], rehearsal: Rehearsal) -> None:
     """Do it, model by model, and leave the server as it was. Raises EnvironmentFault, GateFailed or ServerError."""
-    for model in candidate.pipeline.models:
+    for model, found in earlier.items():
         before, labels = publisher.served(model), publisher.labels(model)
         try:
-            _go_back(candidate, publisher, rehearsal, model)
+            _go_back(publisher, rehearsal, model, found.source)
             _move_labels(candidate, publisher, rehearsal, model)
             _meet_broken(candidate, publisher, rehearsal, model)
         finally:
             _restore(publisher, model, before, labels)
 
 
-def _go_back(candidate: Candidate, publisher: Publisher, rehearsal: Rehearsal, model: str) -> None:
+def _go_back(publisher: Publisher, rehearsal: Rehearsal, model: str, source: Path | None) -> None:
     """Publish the previous version under the next number, and withdraw it."""
-    source, _, _ = _previous(candidate, model)
-    good = publisher.served(model)
+    good, first = publisher.served(model), rehearsal.second
     back = publisher.publish(model, source=source, why="rollback rehearsal")
     serves = publisher.served(model)
     rehearsal.saw(
@@ -120,6 +167,8 @@ def _go_back(candidate: Candidate, publisher: Publisher, rehearsal: Rehearsal, m
     )
     time.sleep(HOLD_S)
     publisher.withdraw(model, back.version)
+    if source:
+        rehearsal.back[model] = (first, rehearsal.second + REPORTED_S)
     serves = publisher.served(model)
     rehearsal.saw(model, f"withdrew {back.version}", f"serves {serves}", serves == good)
     time.sleep(HOLD_S)
@@ -186,64 +235,61 @@ def _restore(publisher: Publisher, model: str, before: int, labels: Mapping[str,
     publisher.label(model, labels)
 
 
-def _previous(candidate: Candidate, model: str) -> tuple[Path | None, bool, str]:
-    """Return the version folder to go back to, whether its answers may differ, and a note on which it is.
-
-    None: the version that is served, where the previous release has the same one or is not there any more.
-    """
+def _previous(candidate: Candidate, model: str) -> Earlier:
+    """Return what the previous release served, as it was released; the candidate's own version where there is none."""
     now = candidate.pipeline.models[model].version
     before = (candidate.previous or {"models": {}})["models"].get(model)
-    if before is None:
-        return None, False, f"{model}: no release before; rehearsed with the candidate's own version {now}"
-    if before["version"] == now:
-        return None, False, f"{model}: the previous release has version {now} too; rehearsed with it"
-    folder = candidate.layout.version(model, before["version"])
-    if not folder.is_dir():
-        return None, False, f"{model}: version {before['version']} is not here any more; rehearsed with {now}"
-    return folder, True, f"{model}: back to version {before['version']}, whose answers may differ"
+    if candidate.previous is None or before is None:
+        return Earlier(f"{model}: no release before; rehearsed with the candidate's own version {now}")
+    version, release = before["version"], candidate.previous["version"]
+    if content(candidate.layout, model, version) != before["content"]:
+        return Earlier("", gone=f"{model} version {version} is not here as release {release} had it")
+    if version == now:
+        return Earlier(f"{model}: release {release} has version {version} too; rehearsed with it")
+    folder = candidate.layout.version(model, version)
+    return Earlier(f"{model}: back to version {version} of release {release}", folder)
 
 
-def _under_load(candidate: Candidate, publisher: Publisher) -> tuple[Rehearsal, Path, generator.Ending, dict[str, Any]]:
-    """Rehearse while traffic arrives at random times; return what came of it, and of the traffic."""
+def _under_load(
+    candidate: Candidate, publisher: Publisher, earlier: Mapping[str, Earlier], folder: Path
+) -> tuple[Rehearsal, generator.Ending, dict[str, Any]]:
+    """Rehearse while traffic arrives at random times; return what came of it, and of the traffic, kept in `folder`."""
     pipeline = candidate.pipeline
     traffic = pipeline.traffic(pipeline.loadtest.profiles[candidate.profile])
     took = candidate.measured["totals"]["throughput_rps"] if candidate.measured else 0.0
     rate = max(LEAST_RPS, SHARE * took)
     profile = OpenLoop(loop="open", rate_rps=rate, duration_s=LIMIT_S, traffic=traffic)
-    folder = candidate.layout.results(new_run())
     folder.mkdir(parents=True)
-    candidate.runs["rollback"] = folder.name
     rehearsal, ending, trouble = Rehearsal(), generator.Ending(), list[BaseException]()
     over = threading.Event()
 
     def act() -> None:
         try:
-            time.sleep(HOLD_S)
-            rehearse(candidate, publisher, rehearsal)
+            rehearse(candidate, publisher, earlier, rehearsal)
         except BaseException as error:
             trouble.append(error)
         finally:
             over.set()
 
     thread = threading.Thread(target=act, name="rehearsal")
-    thread.start()
+
+    def observe(part: dict[str, Any]) -> bool:
+        rehearsal.second = part["second"]
+        if thread.ident is None:  # not before there is load
+            rehearsal.start = time.monotonic()
+            thread.start()
+        return not over.is_set()
+
     try:
         with console.progress(f"rollback rehearsal at {rate:,.0f} requests/s"):
-            generator.drive(
-                candidate.layout,
-                lambda: how_ended(publisher.server),
-                profile,
-                1,
-                folder,
-                ending,
-                lambda part: not over.is_set(),
-            )
+            generator.drive(candidate.layout, lambda: how_ended(publisher.server), profile, 1, folder, ending, observe)
     finally:
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if trouble:
         raise trouble[0]
     measured = summary.of_folder(folder, {line.line: line.model for line in traffic}, ending.measured_s)
-    return rehearsal, folder, ending, measured
+    return rehearsal, ending, measured
 
 
 @contextmanager

@@ -10,7 +10,10 @@ import subprocess
 import pytest
 from registry import registry
 
+from launchpad import pipeline
 from launchpad.imagefile import Image
+from launchpad.release.candidate import Candidate
+from launchpad.release.gates import image as gates
 
 
 def test_the_same_inputs_are_the_same_image_and_nothing_is_built_twice(on_empty):
@@ -59,6 +62,27 @@ def test_the_record_says_what_the_image_is_and_holds(on_empty, engine):
     assert f"digits-cnn/1=sha256:{sha}" in facts.labels["io.tfs-launchpad.manifests"]
     assert facts.labels["org.opencontainers.image.revision"] == image.revision
     assert sum("/models/digits" in layer["made_by"] for layer in image.layers) == 3
+
+
+def test_a_release_wants_the_image_of_what_is_here(on_empty, engine):
+    def judged():
+        return gates.image(Candidate(pipeline.context(on_empty.root), "1.0.0", on_empty.root, on_empty.root, None))
+
+    assert "none was built here" in judged().gates[0].why
+    on_empty.invoke("build", check=True)
+    assert judged().verdict == "passed"
+
+    on_empty.edit(("grpc_max_threads: 64", "grpc_max_threads: 65"))
+    on_empty.invoke("configure", check=True)
+    stale = judged()
+    assert stale.verdict == "failed" and "has changed since" in stale.notes[1]
+
+    on_empty.invoke("build", check=True)
+    built = Image.load(on_empty.layout)
+    assert judged().verdict == "passed"
+    engine.client.images.remove(built.tag, force=True)
+    gone = judged()
+    assert gone.verdict == "failed" and "the engine does not have it" in gone.notes
 
 
 def test_a_push_is_taken_by_a_registry_and_its_digest_recorded(on_empty):
