@@ -109,29 +109,38 @@ def read(document: Mapping[str, Any], where: str) -> Measured:
 def latest(context: Context, force: bool = False) -> tuple[Measured, dict[str, Any]]:
     """Return the newest capacity result for the declared traffic and objective, and what to keep of it.
 
-    The kept one counts as well; it was accepted when it was kept, so its machine is not asked for again.
+    The kept one counts as well; it was accepted when it was kept, so its machine is not asked for again. A result that
+    is only a lower bound says nothing against a higher one for the same models, machine and backend: that one stands.
     Raises EnvironmentFault where there is none, or where the newest is of other models or another machine: `force`
     takes that one all the same, and the result says so.
     """
     layout = context.layout
-    found = sorted(_results(context), key=lambda pair: pair[1]["made"])
-    kept = files.read_json(layout.kubernetes_capacity)
-    if found and (kept is None or found[-1][1]["made"] > kept["made"]):
-        path, document = found[-1]
-        where = layout.relative(path)
-        reasons = [*_other_models(document, layout), *_other_machine(document)]
-        document = kept_of(document)
-    elif kept is not None:
-        document, where = kept, layout.relative(layout.kubernetes_capacity)
-        reasons = [reason for reason in _other_models(kept, layout) if reason not in kept.get("despite", ())]
-    else:
+    kept_path = layout.kubernetes_capacity
+    kept = files.read_json(kept_path)
+    found = [*_results(context), *([(kept_path, kept)] if kept else [])]
+    if not found:
         raise EnvironmentFault("no capacity has been measured for the declared traffic and objective", fix=MAKE_ONE)
+    found.sort(key=lambda pair: (pair[1]["made"], pair[0] == kept_path), reverse=True)
+    path, document = next((pair for pair in found if _stands_against(pair[1], found[0][1])), found[0])
+    where = layout.relative(path)
+    reasons = [reason for reason in _other_models(document, layout) if reason not in document.get("despite", ())]
+    if path != kept_path:
+        reasons += _other_machine(document)
+        document = kept_of(document)
     if reasons and not force:
         fix = f"{MAKE_ONE} here, or take it all the same with --force"
         raise EnvironmentFault([Problem(reason, where, fix) for reason in reasons])
     if reasons:
         document = {**document, "despite": sorted({*document.get("despite", ()), *reasons})}
     return read(document, where), document
+
+
+def _stands_against(older: Mapping[str, Any], newest: Mapping[str, Any]) -> bool:
+    """Tell whether a newer result is a mere lower bound, and an older one of the same server is above it."""
+    same = all(older.get(name) == newest.get(name) for name in ("models", "machine")) and (
+        (older.get("server") or {}).get("backend") == (newest.get("server") or {}).get("backend")
+    )
+    return bool(newest.get("limited")) and same and older["capacity_rps"] > newest["capacity_rps"]
 
 
 def kept_of(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,9 +130,10 @@ def locust_command(role: str, pipeline: Pipeline) -> list[str]:
     if role == "master":
         return [
             f'{common} --master --expect-workers="$LAUNCHPAD_PROCESSES" $(cat /load/users) \\',
+            f"  --host=http://{service}:{ports.rest} \\",  # of all workers, whatever they were given themselves
             "  --stop-timeout=0 --loglevel=WARNING --only-summary",
         ]
-    return [f"{common} --worker --master-host={app}-load --host=http://{service}:{ports.rest} --loglevel=WARNING"]
+    return [f"{common} --worker --master-host={app}-load --loglevel=WARNING"]
 
 
 def load_files(profile: Profile, workers: int) -> dict[str, str]:

@@ -326,6 +326,27 @@ def test_the_newest_result_is_taken(context, leave):
     assert measured.latest(context)[0].run == "a"
 
 
+def test_a_lower_bound_says_nothing_against_a_higher_result(context, leave):
+    leave("a", made="2026-01-01T00:00:00+00:00", capacity_rps=2000.0)
+    leave("b", made="2026-01-02T00:00:00+00:00", limited="requests were sent late")
+    assert measured.latest(context)[0].run == "a"
+    stage.manifests(context)
+    assert measured.latest(context)[0].run == "a"  # the kept one
+
+    leave("c", made="2026-01-03T00:00:00+00:00", capacity_rps=3000.0, limited="requests were sent late")
+    assert measured.latest(context)[0].run == "c"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"limited": ""}, {"machine": {"processor": "Another", "cores": 64}}, {"models": {"tiny": "another"}}]
+)
+def test_a_result_that_is_no_lower_bound_or_of_something_else_counts_for_itself(context, leave, changes):
+    leave("a", made="2026-01-01T00:00:00+00:00", capacity_rps=2000.0)
+    leave("b", made="2026-01-02T00:00:00+00:00", **({"limited": "requests were sent late"} | changes))
+    stage.manifests(replace(context, force=True))
+    assert files.read_json(context.layout.kubernetes_capacity)["run"] == "b"
+
+
 def test_a_result_for_other_traffic_or_another_objective_is_passed_over(context, leave):
     leave("a")
     leave("b", made="2026-01-03T00:00:00+00:00", traffic=[])

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 
 import psutil
 import pytest
 import requests
+import yaml
 from conftest import dockerise
+from stand_in import REPOSITORY, make_python
 
-from launchpad import declaration
+from launchpad import declaration, machine, pipeline
 from launchpad.backends import how_ended
 from launchpad.backends.container import HEALTHCHECK
-from launchpad.errors import EnvironmentFault
+from launchpad.errors import EnvironmentFault, GateFailed
 from launchpad.imagefile import Image
+from launchpad.kubernetes.render import load_files
 from launchpad.launch.stage import stop
+from launchpad.loadtest.stage import Target, measure, profile_of
 from launchpad.publishing import Publisher
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
@@ -289,6 +297,95 @@ def test_the_stock_entry_point_works_as_in_the_real_image(engine, stand_in, repo
         assert words[1:3] == [b"/usr/bin/tf_serving_entrypoint.sh", b"--file_system_poll_wait_seconds=0"]
     finally:
         container.remove(force=True)
+
+
+@pytest.fixture
+def load_image(serving, engine, tmp_path_factory):
+    """The load generator's image, of its own Dockerfile."""
+    for name in ("k8s", "requirements.txt"):
+        subprocess.run(["cp", "--recursive", REPOSITORY / name, serving.root], check=True)
+    serving.invoke("manifests", "--force", check=True)
+    folder = serving.root / "k8s/overlays/loadtest"
+    (base,) = re.findall("^FROM (.*)", (folder / "Dockerfile").read_text(), re.MULTILINE)
+    make_python(engine.client, base, tmp_path_factory.mktemp("python"))
+    before = (serving.root / ".dockerignore").read_text()
+    shutil.copy2(folder / "Dockerfile.dockerignore", serving.root / ".dockerignore")  # where an old builder looks
+    command = ["docker", "build", "--quiet", "--file", str(folder / "Dockerfile"), "--tag", "load:1", "."]
+    done = subprocess.run(
+        command, cwd=serving.root, env={**os.environ, "DOCKER_BUILDKIT": "0"}, capture_output=True, text=True
+    )
+    (serving.root / ".dockerignore").write_text(before)
+    assert done.returncode == 0, done.stderr
+    return "load:1"
+
+
+@pytest.fixture
+def network(engine, server_container):
+    """A network on which the server has the name of its Service."""
+    made = engine.client.networks.create("load")
+    made.connect(server_container, aliases=["serving-grpc"])
+    yield made
+    made.disconnect(server_container)
+    made.remove()
+
+
+def test_the_load_generators_image_is_built_and_drives_the_server_as_its_jobs_say(
+    serving, server_container, load_image, network, engine, tmp_path
+):
+    """The Jobs' own commands, users, rights and mounts; a network of the engine in place of the cluster's."""
+    given = pipeline.context(serving.root, profile="arrivals", duration_s=2, processes=2)
+    _, profile = profile_of(given)
+    tmp_path.chmod(0o755)
+    for name, text in load_files(profile, 2).items():
+        (tmp_path / name).write_text(text)
+    started = []
+    try:
+        for role, count in (("master", 1), ("workers", 2)):
+            started += [start_job(engine, serving, load_image, role, tmp_path) for _ in range(count)]
+        logs = ["docker", "logs", "--follow", started[0].id]
+        target = Target(Server.ready(serving.layout), machine.describe(), lambda: "", logs)
+        with contextlib.suppress(GateFailed):  # of a machine too busy to send in time, which the run says of itself
+            measure(given, target)
+    finally:
+        said = [container.logs(stdout=False).decode()[-3000:] for container in started]
+        for container in started:
+            container.remove(force=True)
+
+    (run,) = serving.runs()
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["errors"]) == ("completed", []), said
+    assert summary["totals"]["requests"] > 500
+    assert len(summary["lines"]) == 4 and all(line["requests"] for line in summary["lines"].values())
+
+
+def start_job(engine, checkout, image: str, role: str, load):
+    """Start a pod of a Job: what the manifest says of its container, as the engine takes it."""
+    folder = checkout.root / "k8s/overlays/loadtest"
+    pod = yaml.safe_load((folder / f"{role}.yaml").read_text())["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    places = {"locustfiles": folder, "load": load}
+    mounts = {
+        str(places[mount["name"]]): {"bind": mount["mountPath"], "mode": "ro"}
+        for mount in container["volumeMounts"]
+        if mount["name"] in places
+    }
+    assert container["securityContext"]["readOnlyRootFilesystem"] and pod["securityContext"]["runAsUser"] == 65532
+    client = engine.client
+    network = client.api.create_networking_config(
+        {"load": client.api.create_endpoint_config(aliases=["serving-load"] if role == "master" else [])}
+    )
+    made = client.api.create_container(
+        image,
+        [*container["command"], *container["args"]],
+        environment={one["name"]: one["value"] for one in container["env"]},
+        working_dir=container["workingDir"],
+        networking_config=network,
+        host_config=client.api.create_host_config(
+            binds=mounts, read_only=True, tmpfs={"/tmp": ""}, cap_drop=["ALL"], security_opt=["no-new-privileges:true"]
+        ),
+    )
+    client.api.start(made["Id"])
+    return client.containers.get(made["Id"])
 
 
 def test_an_engine_that_stops_in_mid_run_fails_the_run(built, engine):
