@@ -72,6 +72,16 @@ class Connection(ABC):
             self.close()
             raise
 
+    def open(self) -> None:
+        """Open the connection ahead of the first call. Raises NoAnswer; the call tries again."""
+        try:
+            with gevent.Timeout(self._timeout_s, NoAnswer("timeout")):
+                self._open()
+            self._used_s = time.monotonic()
+        except (OSError, NoAnswer) as error:
+            self.close()
+            raise NoAnswer(type(error).__name__) from None
+
     def close(self) -> None:
         """Close the connection; harmless when it is not open."""
         if self._socket is not None:

@@ -7,6 +7,7 @@ LAUNCHPAD_PROCESSES says how many share it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -38,6 +39,8 @@ from launchpad.spec import ClosedLoop, OpenLoop, Profile, Traffic
 
 PROFILE = "LAUNCHPAD_PROFILE"
 TIMEOUT_S = 30.0
+READY_CONNECTIONS = 64
+"""Open when a schedule begins; a load that needs more opens them as it needs them."""
 
 try:
     declared = declaration.load(Path.cwd())
@@ -133,10 +136,10 @@ class OpenLoopUser(ModelUser):
     def send_when_due(self) -> None:
         assert isinstance(profile, OpenLoop)
         due_s = _due(profile, self.conductor.worker)
-        self._idle: dict[str, list[Connection]] = {}
         self._waiting = self.conductor.waiting
         self._waiting.clear()
         self._limit = profile.max_in_flight
+        self._idle = self._opened(min(READY_CONNECTIONS, self._limit))
         calls = gevent.pool.Group()
         pacer = Pacer()
         self.conductor.begun.wait()
@@ -157,6 +160,17 @@ class OpenLoopUser(ModelUser):
             self.conductor.scheduling = False
             pacer.close()
             calls.kill()
+
+    def _opened(self, count: int) -> dict[str, list[Connection]]:
+        """Return so many open connections of each protocol: opened amid the load, each would hold up the requests."""
+        lines = {self.lines[line.line].protocol: self.lines[line.line] for line in self.traffic}
+        opened: dict[str, list[Connection]] = {
+            protocol: [self._connection(line) for _ in range(count)] for protocol, line in lines.items()
+        }
+        with contextlib.suppress(NoAnswer):  # which the first request will say
+            for connection in itertools.chain.from_iterable(opened.values()):
+                connection.open()
+        return opened
 
     def _serve(self, line: Line, request: Request, due_ns: int) -> None:
         """Send a request on an idle connection or a new one; then those that wait for one."""

@@ -51,8 +51,9 @@ def _run(options: Options) -> int:
     import uvloop
 
     from .config import ConfigError
+    from .listening import StartError
     from .runtime import prepare, tensorflow_version
-    from .server import ModelServer, StartError
+    from .server import ModelServer
     from .status import ServingError
 
     if options.version:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
 import signal
-import socket
-import ssl
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape as glob_escape
@@ -27,6 +23,7 @@ from .grpc_api import GrpcApi, Health, ModelService, PredictionService
 from .http import HttpServer
 from .http2 import Http2Server
 from .inference import Inference
+from .listening import Port, StartError, reason
 from .manager import ManagerOptions, ModelManager
 from .metrics import Metrics
 from .rest import RestApi
@@ -40,11 +37,6 @@ _STALL_CHECK_S = 5.0
 _STEER_S = 0.25
 _LINGER_S = 3.0
 """How long a server that leaves its ports to another waits for handshakes under way, and for clients to go over."""
-_SO_ATTACH_REUSEPORT_CBPF = 51
-
-
-class StartError(RuntimeError):
-    """The server cannot start in this environment; the message is fit for the user."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,9 @@ class ModelServer:
         self._stop = asyncio.Event()
         self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._listeners: list[asyncio.Server] = []
+        self._rest_port: Port | None = None
+        self._grpc_port: Port | None = None
+        self._unix_socket: asyncio.Server | None = None
 
     def _grpc_api(self) -> GrpcApi:
         options = self._options
@@ -243,8 +237,8 @@ class ModelServer:
             raise StartError("--rest_api_port cannot be the same as --port")
         if not options.rest_api_port and not options.port and not options.grpc_socket_path:
             raise StartError("nothing to serve: --port, --rest_api_port and --grpc_socket_path are all off")
-        self._rest_socket = _bind(options.host, options.rest_api_port, options.share_ports)
-        self._grpc_socket = _bind(options.host, options.port, options.share_ports)
+        self._rest_port = _bind(options, options.rest_api_port)
+        self._grpc_port = _bind(options, options.port)
 
     async def _load_models(self) -> None:
         new = self._manager.configure(self._models)
@@ -258,36 +252,31 @@ class ModelServer:
 
     async def _listen(self) -> None:
         options = self._options
-        await self._listen_on(self._rest_socket, self._http.connection, "REST")
-        await self._listen_on(self._grpc_socket, self._http2.connection, "gRPC", self._tls)
+        if self._rest_port:
+            self._rest_port.open(self._http.connection)
+            _log.info("REST API at %s", self._rest_port)
+        if self._grpc_port:
+            self._grpc_port.open(self._http2.connection, self._tls)
+            _log.info("gRPC API at %s%s", self._grpc_port, " with TLS" if self._tls else "")
         if options.grpc_socket_path:
             await self._open_socket(options.grpc_socket_path)
         self._spawn(self._watch_connections())
         if options.model_config_file and options.model_config_file_poll_wait_seconds > 0:
             self._spawn(self._poll_config())
 
-    async def _listen_on(
-        self,
-        bound: socket.socket | None,
-        protocol: Callable[[], asyncio.Protocol],
-        name: str,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        if bound is None:
-            return
-        listener = await asyncio.get_running_loop().create_server(protocol, sock=bound, backlog=1024, ssl=tls)
-        self._listeners.append(listener)
-        host, port = bound.getsockname()[:2]
-        _log.info("%s API at %s:%d%s", name, host, port, " with TLS" if tls else "")
-
     async def _open_socket(self, path: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            listener = await loop.create_unix_server(self._http2.connection, path, ssl=self._tls)
+            self._unix_socket = await loop.create_unix_server(self._http2.connection, path, ssl=self._tls)
         except OSError as error:
-            raise StartError(f"cannot listen on {path}: {_reason(error)}") from None
-        self._listeners.append(listener)
+            raise StartError(f"cannot listen on {path}: {reason(error)}") from None
         _log.info("gRPC API at unix:%s", path)
+
+    def _close_ports(self) -> None:
+        listeners: tuple[Port | asyncio.Server | None, ...] = (self._rest_port, self._grpc_port, self._unix_socket)
+        for listener in listeners:
+            if listener:
+                listener.close()
 
     async def _watch_connections(self) -> None:
         while True:
@@ -321,11 +310,10 @@ class ModelServer:
         """Leave the ports to the server that shares them: new connections are its from now on, and the clients of
         the present ones are asked to come anew, for as long as most of them take to do so."""
         _log.info("leaving the ports to another server")
-        for bound in filter(None, (self._rest_socket, self._grpc_socket)):
-            _steer_to_successor(bound)
+        for port in filter(None, (self._rest_port, self._grpc_port)):
+            port.steer_to_successor()
         await asyncio.sleep(_STEER_S)
-        for listener in self._listeners:
-            listener.close()
+        self._close_ports()
         self._health.leave()
         self._http.announce_leave()
         self._http2.announce_leave()
@@ -335,8 +323,7 @@ class ModelServer:
 
     async def _drain(self) -> None:
         _log.info("stopping: no new connections, finishing what is in flight")
-        for listener in self._listeners:
-            listener.close()
+        self._close_ports()
         self._health.leave()
         self._http.close_idle()
         self._http2.close_idle()
@@ -375,33 +362,5 @@ def _calm_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def _bind(host: str, port: int, share: bool) -> socket.socket | None:
-    """A socket bound to the port, not listening yet; None for port 0. Raises StartError."""
-    if not port:
-        return None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if share:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {_reason(error)}") from None
-    return bound
-
-
-def _steer_to_successor(bound: socket.socket) -> None:
-    """Have the kernel give all new connections to the second of the sockets that share the port.
-
-    They are numbered in the order in which they began to listen. A classic BPF program of one instruction names the
-    number, see SO_ATTACH_REUSEPORT_CBPF in socket(7); where there is no such socket the kernel chooses as before. What
-    is already in this socket's own queue stays there, to be accepted before it is closed: closing it would reset that.
-    """
-    returns_one = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 1))
-    program = struct.pack("HP", 1, ctypes.addressof(returns_one))
-    bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)
+def _bind(options: Options, number: int) -> Port | None:
+    return Port(options.host, number, share=options.share_ports) if number else None

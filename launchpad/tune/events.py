@@ -130,6 +130,26 @@ def _factor(factors: Any, ends: Any, k: int) -> float:
     return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
 
 
+GATHERED = 64
+"""Answers that an event loop holds back at most."""
+
+
+@njit(cache=True)
+def _send(
+    now: float, answers: Any, times: Any, latency: Any, to_client: Any, client_tail: int, finished: int
+) -> tuple[int, int]:
+    """Send answers to the load generator, if there is one; return how many it was sent, and how many are finished."""
+    for r in answers:
+        latency[r] -= times[r]
+        if len(to_client):
+            to_client[client_tail] = 2 * r + 1
+            client_tail += 1
+        else:
+            latency[r] += now
+            finished += 1
+    return client_tail, finished
+
+
 ARRIVAL, FRONT_ENDS, CLIENT_ENDS, JOB_ENDS, TIMER = 3, 0, 1, 2, 4
 """What happens next."""
 
@@ -229,11 +249,12 @@ def run(
     out_head, out_tail, inside = 0, 0, 0
     direct = np.zeros(n, np.int64)  # unbatched requests that wait for a worker
     direct_head, direct_tail, direct_busy = 0, 0, 0
-    to_client = np.zeros(2 * n + 2, np.int64)
+    with_client = client_s[0] + client_s[1] > 0
+    answers = np.zeros(n, np.int64)
+    answered_head, answered_tail, turn_end = 0, 0, 0
+    to_client = np.zeros(2 * n + 2 if with_client else 0, np.int64)
     client_head, client_tail, client_busy, client_item = 0, 0, False, 0
     client_end = 0.0
-    with_client = client_s[0] + client_s[1] > 0
-
     mode = np.full(fronts, -1, np.int64)
     argument = np.zeros(fronts, np.int64)
     pointer = np.zeros(fronts, np.int64)
@@ -401,13 +422,8 @@ def run(
                     fronts_busy += 1
             if answered >= 0:
                 inside -= 1
-                latency[answered] -= times[answered]
-                if with_client:
-                    to_client[client_tail] = 2 * answered + 1
-                    client_tail += 1
-                else:
-                    latency[answered] += now
-                    finished += 1
+                answers[answered_tail] = answered
+                answered_tail += 1
                 if out_head < out_tail:
                     items[item_tail] = outside[out_head] * 8 + READ
                     item_tail += 1
@@ -422,6 +438,17 @@ def run(
             else:
                 outside[out_tail] = enter
                 out_tail += 1
+
+        # answers go out: under an event loop when all is done that lay ready when it last looked
+        turn_over = (
+            mode[0] < 0 and not again[0] and (item_head >= turn_end or answered_tail - answered_head >= GATHERED)
+        )
+        if turn_over or not loop:
+            turn_end = item_tail
+            client_tail, finished = _send(
+                now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
+            )
+            answered_head = answered_tail
 
         # front workers take what is before them
         for f in range(fronts):
@@ -476,6 +503,12 @@ def run(
                     timer = np.inf
                     if mode[f] < 0 and threads_busy < threads:
                         timer = _earliest(q, timeouts, order, batches, started)
+
+        if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
+            client_tail, finished = _send(
+                now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
+            )
+            answered_head = answered_tail
 
         if not loop and (what in (JOB_ENDS, TIMER) or tries != 0 or kind_before == READ):
             while tries != 0 and threads_busy < threads:

@@ -61,7 +61,8 @@ class Host:
     request_threads: requests that are worked on at once; others wait outside.
     front_threads: how many requests are read or answered at once.
     event_loop: one thread reads, starts batches and answers, in the order of asyncio: what has come is read before
-    batches are formed. False: as in TensorFlow Serving, where each request has its thread.
+    batches are formed, and answers go out together when all that lay ready is done. False: as in TensorFlow Serving,
+    where each request has its thread.
     inline_s: with an event loop, batches and unbatched runs that are shorter take place on it.
     poll_s: interval at which an idle batch thread looks for batches whose timeout has passed, and for those that it was
     given no notice of; TensorFlow's scheduler has 0.001. 0: all are noticed at once.
