@@ -314,7 +314,7 @@ class Ports(Strict):
     rest: Port = 8501
     """0 turns REST off, and the metrics page with it."""
     grpc: Port = 8500
-    """0 turns gRPC off."""
+    """0 turns gRPC off, but for a UNIX socket in /tmp: tensorflow_model_server does not run without gRPC."""
 
 
 class Monitoring(Strict):

@@ -84,6 +84,8 @@ def _flag_rows(pipeline: Pipeline, batching: Effective) -> Iterator[tuple[str, s
     """Yield (flag with value, where it comes from)."""
     serving = pipeline.serving
     yield f"--port={serving.ports.grpc}", "serving.ports.grpc"
+    if not serving.ports.grpc and "grpc_socket_path" not in serving.flags:  # without either the server does not start
+        yield f"--grpc_socket_path=/tmp/tfs-launchpad-{pipeline.name}.sock", "serving.ports.grpc: off but for a socket"
     yield f"--rest_api_port={serving.ports.rest}", "serving.ports.rest"
     yield f"--model_config_file={CANONICAL_CONFIG}/{MODELS}", "models"
     if serving.monitoring.enabled:

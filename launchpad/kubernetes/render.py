@@ -29,6 +29,7 @@ USER = 65532
 HEALTH_CHECK = "/opt/launchpad/healthcheck.sh"
 OVERLAYS = ("cpu", "gpu", "keda", "canary", "loadtest")
 LABELS_AT_START = "--allow_version_labels_for_unavailable_models=true"
+CHANNEL_ARGUMENTS, CONNECTION_AGE = "grpc_channel_arguments", "grpc.max_connection_age_ms"
 LOAD_GRACE_S = 300
 """How much longer than its profile a load test in the cluster may take: images are pulled, workers find the master."""
 
@@ -148,6 +149,7 @@ def _values(inputs: Inputs, configuration: Mapping[str, str], sizing: Sizing) ->
     pipeline = inputs.pipeline
     k, ports, app = pipeline.kubernetes, pipeline.serving.ports, pipeline.name
     flags = [line.split("  #")[0].strip() for line in configuration[FLAGS_FILE].splitlines() if line.startswith("--")]
+    flags = [flag for flag in flags if not flag.startswith(f"--{CHANNEL_ARGUMENTS}=")]
     base = {"app.kubernetes.io/name": app, "app.kubernetes.io/component": "model-server"}
     managed = {"app.kubernetes.io/managed-by": "tfs-launchpad"}
     track = "tfs-launchpad/track"
@@ -165,6 +167,7 @@ def _values(inputs: Inputs, configuration: Mapping[str, str], sizing: Sizing) ->
         "grpc": ports.grpc,
         "metrics": pipeline.serving.monitoring.enabled and ports.rest > 0,
         "flags": flags,
+        "channel_arguments": f"--{CHANNEL_ARGUMENTS}={_channel_arguments(pipeline, sizing)}",
         "labels_at_start": LABELS_AT_START in flags,
         "health": json.dumps(["/bin/bash", HEALTH_CHECK, str(ports.rest), str(ports.grpc), *pipeline.models]),
         "startup_period": STARTUP_PERIOD_S,
@@ -187,6 +190,18 @@ def _values(inputs: Inputs, configuration: Mapping[str, str], sizing: Sizing) ->
         ],
         **_canary(inputs, sizing),
     }
+
+
+def _channel_arguments(pipeline: Pipeline, sizing: Sizing) -> str:
+    """Return the declared arguments of the gRPC server, and the age of connections unless that is among them.
+
+    In one flag: of two the server heeds the last.
+    """
+    declared = str(pipeline.serving.flags.get(CHANNEL_ARGUMENTS, ""))
+    given = [word for word in declared.split(",") if word]
+    if not any(word.startswith(f"{CONNECTION_AGE}=") for word in given):
+        given.append(f"{CONNECTION_AGE}={sizing.connection_age_s * 1000}")
+    return ",".join(given)
 
 
 def _canary(inputs: Inputs, sizing: Sizing) -> dict[str, Any]:

@@ -137,6 +137,16 @@ def test_the_flags_are_read_back_by_the_servers_own_parser(tmp_path):
     assert not read.allow_version_labels_for_unavailable_models
 
 
+def test_a_server_whose_grpc_is_off_is_given_a_socket_without_which_it_refuses_to_start(tmp_path):
+    off = {"ports": {"rest": 9001, "grpc": 0}}
+    read = options(render_alone(pipeline(serving=off)), tmp_path)
+    assert read.port == 0 and read.grpc_socket_path.startswith("/tmp/")
+
+    declared = pipeline(serving={**off, "flags": {"grpc_socket_path": "/run/own.sock"}})
+    assert options(render_alone(declared), tmp_path).grpc_socket_path == "/run/own.sock"
+    assert not options(render_alone(pipeline()), tmp_path).grpc_socket_path
+
+
 def test_without_batching_and_monitoring_there_are_neither_files_nor_flags(tmp_path):
     texts = render_alone(pipeline(serving={"batching": "off", "monitoring": {"enabled": False}}))
     assert set(texts) == {MODELS, FLAGS_FILE}

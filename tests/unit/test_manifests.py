@@ -101,6 +101,16 @@ def test_the_grace_period_holds_the_drain_and_grpc_clients_leave_within_it(manif
     assert int(age[1]) * 1.1 < drain * 1000  # gRPC spreads ages by a tenth
 
 
+def test_declared_arguments_of_the_grpc_server_are_kept_beside_the_age_of_connections(manifests):
+    flag = "--grpc_channel_arguments="
+    for declared, expected in [
+        ("grpc.max_concurrent_streams=100", "grpc.max_concurrent_streams=100,grpc.max_connection_age_ms=15000"),
+        ("grpc.max_connection_age_ms=9000", "grpc.max_connection_age_ms=9000"),
+    ]:
+        text = MINIMAL + f"serving: {{flags: {{grpc_channel_arguments: '{declared}'}}}}\n"
+        assert [word for word in container_of(manifests(text=text)[1])["args"] if flag in word] == [flag + expected]
+
+
 def test_the_arguments_are_the_flags_of_the_image(manifests):
     texts, documents = manifests()
     args = container_of(documents)["args"]
