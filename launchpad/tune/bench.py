@@ -96,9 +96,9 @@ class Bench:
         files.write_text(self.layout.root / FILE, yaml.safe_dump(document, sort_keys=False))
 
     def launch(self) -> Server:
-        """Start a server on what is declared. Raises EnvironmentFault if it does not get ready."""
+        """Start a server on what is declared, and warm it up. Raises EnvironmentFault if it does not get ready."""
         in_a_container = choose(Context(self._declaration)).backend.name == "docker"
-        self._run(START, "configure", *(["build"] if in_a_container else []), "launch")
+        self._run(START, "configure", *(["build"] if in_a_container else []), "launch", "warmup")
         return Server.ready(self.layout)
 
     def invoke(self, *words: str, allowed: Sequence[int] = (0,)) -> int:
