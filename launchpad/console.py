@@ -37,11 +37,19 @@ def heading(number: int, total: int, name: str, summary: str) -> None:
     out.print(Text.assemble((f"[{number}/{total}] ", "dim"), (name, "bold cyan"), (f"  {summary}", "dim")))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """Print rows under columns; the columns named in `right` are set flush right."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> None:
+    """Print rows under columns; those named in `right` are set flush right, cells of those in `whole` never broken."""
     grid = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
-        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        grid.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in whole
+        )
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     out.print(grid, soft_wrap=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,13 @@ def after_run(declared: Declaration, run: str) -> list[Path]:
     return written + [layout.notes / note.name for note in closed]
 
 
+def refresh(layout: Layout, run: str) -> None:
+    """Write the notes with figures of a run again, which has a report now."""
+    for note in read_all(layout):
+        if note.source != "person" and run in (note.run_before, note.run_after):
+            files.write_text(layout.notes / note.name, render(note, layout))
+
+
 def read_all(layout: Layout) -> list[Note]:
     """Return the notes that can be read, the oldest first."""
     found = (_read(path) for path in sorted(layout.notes.glob("*.md")) if path.name != INDEX)
@@ -199,11 +207,18 @@ def _changes(note: Note) -> list[str]:
 
 def _figures(note: Note, layout: Layout) -> list[str]:
     runs = _runs(note, layout)
-    names = [f"[{run}](../{run}/report.md)" if run else "–" for run in (note.run_before, note.run_after)]
+    names = [_linked(run, layout) if run else "–" for run in (note.run_before, note.run_after)]
     lines = ["| | before | after |", "| --- | ---: | ---: |", f"| run | {names[0]} | {names[1]} |"]
     for title, figure in FIGURES.items():
         lines.append(f"| {title} | {' | '.join(_figure(run, figure) for run in runs)} |")
     return ["\n".join(lines), _caution(note, *runs)]
+
+
+def _linked(run: str, layout: Layout) -> str:
+    """Return a run with a link to its report; to its figures where it has none."""
+    report = layout.report(run) / "report.md"
+    target = report if report.exists() else layout.results(run) / SUMMARY
+    return f"[{run}]({Path(os.path.relpath(target, layout.notes)).as_posix()})"
 
 
 def _runs(note: Note, layout: Layout) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

@@ -112,9 +112,10 @@ def watch(
             "declare serving.monitoring.enabled and a REST port, then `invoke launch`",
         )
     every_s = interval_s or declared.pipeline.monitor.interval_s
-    if every_s < SHORTEST_S or duration_s < 0:
-        what = f"an interval of {every_s:g} s for {duration_s:g} s cannot be kept"
-        raise DeclarationError(what, fix=f"give an interval of {SHORTEST_S:g} s or more, and no negative duration")
+    if every_s < SHORTEST_S:
+        raise DeclarationError(f"an interval of {every_s:g} s cannot be kept", fix=f"give {SHORTEST_S:g} s or more")
+    if duration_s < 0:
+        raise DeclarationError(f"a duration of {duration_s:g} s is none", fix="give seconds, or nothing")
     ended = ended or threading.Event()
     with exclusive(Layout(declared.root).monitor_lock, HELD):
         sampler, keeper = Sampler(declared), Keeper(declared)

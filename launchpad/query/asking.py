@@ -27,7 +27,9 @@ Rows = list[tuple[Any, ...]]
 REFUSALS = ("not authorized", "authorization denied", "prohibited", "read-only", "readonly")
 """What databases say to a statement that a reading connection may not run."""
 
-
+NOTHING = "–"
+SHORTEST_TEXT = 16
+"""Width at which a column of words can still be read."""
 MOMENT = re.compile(r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00)?$")
 """A moment in UTC, as either database gives it; a table shows it to the second."""
 
@@ -46,9 +48,45 @@ def show(root: Path, sql: str, given: Sequence[str], as_csv: bool, as_json: bool
         answer = [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
         print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
-        numbers = [name for index, name in enumerate(columns) if _is_number(row[index] for row in rows)]
-        console.table("", columns, [[_shown(value) for value in row] for row in rows], right=numbers)
+        _print(columns, rows)
         console.say(f"{len(rows)} row{'s' if len(rows) != 1 else ''}", "dim")
+
+
+def _print(columns: Sequence[str], rows: Rows) -> None:
+    """Print a table; rows one below the other where it would have to break numbers or moments to fit."""
+    cells = [[_shown(value) for value in row] for row in rows]
+    numbers = [_is_number(row[index] for row in rows) for index in range(len(columns))]
+    heads, right, whole, least = [], [], [], 1
+    for name, is_number, column in zip(
+        columns, numbers, zip(*cells, strict=True) if cells else [()] * len(columns), strict=True
+    ):
+        longest = max(map(len, column), default=0)
+        if is_number or all(cell == NOTHING or MOMENT.match(cell) for cell in column):
+            head = _folded(name, longest)
+            whole.append(head)
+            least += 3 + max(longest, *map(len, head.split("\n")))
+        else:
+            head = name
+            least += 3 + min(longest, SHORTEST_TEXT)
+        heads.append(head)
+        right += [head] if is_number else []
+    if least <= console.out.width:
+        console.table("", heads, cells, right, whole)
+        return
+    for number, row in enumerate(cells, 1):
+        console.say(f"row {number}", "bold")
+        for name, cell in zip(columns, row, strict=True):
+            console.say(f"  {name:{max(map(len, columns))}}  {cell}")
+
+
+def _folded(name: str, width: int) -> str:
+    """Return a column's name in lines that end with an underscore, where it is wider than its cells."""
+    lines = [""]
+    for part in re.findall("[^_]+_*|_+", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def show_questions() -> None:
@@ -126,11 +164,11 @@ def _plain(value: Any) -> Any:
 def _shown(value: Any) -> str:
     value = _plain(value)
     if value is None:
-        return "–"
+        return NOTHING
     if isinstance(value, str) and MOMENT.match(value):
         return value[:19].replace("T", " ")
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{round(value, 3) if abs(value) > 1 else value:.6g}"
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 

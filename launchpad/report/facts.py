@@ -223,12 +223,12 @@ def _curve(histogram: Any) -> list[tuple[float, float]]:
 
 
 def _changes(layout: Layout, summary: dict[str, Any], server: dict[str, Any]) -> list[Change]:
-    """Return the changes of configuration that were noted while the run went on."""
+    """Return the changes of configuration that were noted while the run went on; not those that it began with."""
     began = datetime.datetime.fromisoformat(server.get("began") or summary["started"])
     found = []
     for note in notes.read_all(layout):
         second = (note.at - began).total_seconds()
-        if note.what and 0 <= second <= summary["measured_s"]:
+        if note.what and note.run_after != summary["run"] and 0 <= second <= summary["measured_s"]:
             found.append(Change(second, note.title))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launchpad import drawing, files
+from launchpad import drawing, files, notes
 from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.layout import Layout
 from launchpad.runfolder import SUMMARY
@@ -25,6 +25,7 @@ class Report(Stage):
         run = context.run or latest_run(context.layout)
         folder = context.layout.report(run)
         write(context.layout, run, folder, context.declaration.pipeline.loadtest.baseline or "")
+        notes.refresh(context.layout, run)
         return Outcome("done", f"{context.layout.relative(folder)}/report.html", (folder / "report.html",))
 
 

@@ -48,10 +48,8 @@ def fill(root: Path) -> None:
         releases = record.all_whole(layout)
         for release in releases:
             store.add_gates(release["version"], record.rows(release), notes.moment(release["made"]))
-    console.say(
-        f"added {added} run{'s' if added != 1 else ''}; {len(found)} notes and the gates of {len(releases)} releases "
-        "are in it"
-    )
+    counted = [f"{many} {what}{'s' * (many != 1)}" for many, what in ((len(found), "note"), (len(releases), "release"))]
+    console.say(f"added {added} run{'s' * (added != 1)}; it has {counted[0]} and the gates of {counted[1]}")
     for problem in problems:
         console.say(f"  ! {problem}", "yellow")
 

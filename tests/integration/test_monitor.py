@@ -46,7 +46,10 @@ def test_a_chain_is_watched_kept_and_what_changed_between_two_is_noted(checkout)
     first, second = (run.name for run in checkout.runs())
     text = note.read_text()
     assert "| `objectives.p99_ms` | `100` | `90` |" in text and "what the callers wait for at most" in text
-    assert f"[{first}](../{first}/report.md) | [{second}](../{second}/report.md)" in text
+    figures = f"../../loadtests/results/{second}/summary.json"
+    assert f"[{first}](../{first}/report.md) | [{second}]({figures})" in text
+    checkout.invoke("report", check=True)
+    assert f"[{second}](../{second}/report.md)" in note.read_text()
     history = asked(checkout, "select source, run_before, run_after from config_history")
     assert history == [{"source": "hand", "run_before": first, "run_after": second}]
 

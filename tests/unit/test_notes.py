@@ -57,7 +57,7 @@ def test_a_change_by_hand_is_noted_by_the_next_run_with_the_figures_of_both(ran)
     note, text = the_note(ran("run-2", LARGE, p99_ms=12.5))
     assert note.source == "hand" and dict(note.what) == {"serving.batching.max_batch_size": (16, 32)}
     assert (note.run_before, note.run_after) == ("run-1", "run-2")
-    assert "| p99, ms | 20.0 | 12.5 |" in text and "[run-2](../run-2/report.md)" in text
+    assert "| p99, ms | 20.0 | 12.5 |" in text and "[run-2](../../loadtests/results/run-2/summary.json)" in text
     assert "`invoke compare run-1 run-2` says whether the difference is noise." in text
     assert notes.UNGIVEN in text
 
@@ -119,7 +119,7 @@ def test_what_people_add_to_a_note_stays_when_its_figures_come(ran):
     path.write_text(path.read_text() + "\nI saw this too. — M.\n")
     notes.after_run(ran("run-2"), "run-2")
     text = path.read_text()
-    assert text.endswith("I saw this too. — M.\n") and "../run-2/report.md" in text
+    assert text.endswith("I saw this too. — M.\n") and "results/run-2/" in text
 
 
 def test_a_run_that_failed_or_began_before_the_change_closes_no_note(ran):

@@ -129,8 +129,9 @@ def test_a_baseline_that_is_gone_is_said_to_be(layout):
 def test_a_change_of_configuration_in_the_run_is_marked_and_one_outside_is_not(layout):
     document = keep(layout, "run-1")
     layout.notes.mkdir(parents=True)
-    for name, at in (("a", "00:00:02"), ("b", "00:10:00")):
+    for name, at, after in (("a", "00:00:02", "null"), ("b", "00:10:00", "null"), ("before it", "00:00:02", "run-1")):
         note = f"at: 2026-01-01T{at}+00:00\nsource: hand\ntitle: change {name}\nwhat: {{serving.x: [1, 2]}}\n"
+        note += f"run_after: {after}\n"
         (layout.notes / f"{name}.md").write_text(f"---\n{note}---\n")
     gathered = facts.gather(layout, "run-1", document)
     assert [(change.second, change.title) for change in gathered.changes] == [(1.0, "change a")]

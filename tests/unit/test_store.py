@@ -309,7 +309,7 @@ def test_a_store_that_was_lost_is_filled_again_from_the_runs_and_the_notes(decla
     upkeep.fill(declared.root)
 
     said = " ".join(capsys.readouterr().out.split())
-    assert "added 1 run; 1 notes and the gates of 1 releases are in it" in said and "search" not in said
+    assert "added 1 run; it has 1 note and the gates of 1 release" in said and "search" not in said
     assert "loadtests/results/empty: not added: there is no whole summary.json" in said
     assert "loadtests/results/incomplete: not added: summary.json lacks 'status'" in said
     assert rows(declared, "select id from runs") == [(example.name,)]
@@ -319,7 +319,7 @@ def test_a_store_that_was_lost_is_filled_again_from_the_runs_and_the_notes(decla
     made = datetime.datetime.fromisoformat(files.read_json(released)["made"])
     assert rows(declared, f"{gates}'{version}'") == [(1, f"{made:%Y-%m-%d %H:%M:%S}.000000")]
     upkeep.fill(declared.root)
-    assert "added 0 runs; 1 notes" in capsys.readouterr().out
+    assert "added 0 runs; it has 1 note" in capsys.readouterr().out
 
 
 def test_what_the_store_holds_and_what_is_old_in_it_is_shown(declared, capsys):

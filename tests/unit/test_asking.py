@@ -1,0 +1,48 @@
+"""The table of an answer: numbers and moments are never broken, whatever its width."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from launchpad.query import asking
+from launchpad.store import Store
+
+MANY = ", ".join(f"{number}.123456 as measured_{number:02}_ms" for number in range(10, 36))
+
+
+@pytest.fixture
+def asked(declare, capsys):
+    """What a question prints; the store is empty."""
+    declared = declare()
+    with Store.open(declared):
+        pass
+
+    def ask(sql, *options):
+        asking.show(declared.root, sql, [], "csv" in options, "json" in options)
+        return capsys.readouterr().out
+
+    return ask
+
+
+def test_a_moment_and_a_number_stand_in_a_line_and_a_long_name_above_them_is_folded(asked):
+    said = asked("select '2026-01-02 03:04:05.678901' as at, 12.3456 as throughput_rps_before, 'word ' || 'x' as why")
+    head = ["                     ", " throughput_ ", "        "]
+    assert f"┃{'┃'.join(head)}┃\n" in said
+    assert "│ 2026-01-02 03:04:05 │      12.346 │ word x │" in said
+
+
+def test_rows_that_do_not_fit_stand_one_below_the_other(asked):
+    said = asked(f"select {MANY}")
+    assert "row 1" in said and "  measured_10_ms  10.123\n  measured_11_ms  11.123\n" in said and "1 row\n" in said
+
+
+def test_an_answer_of_no_rows_keeps_its_columns(asked):
+    said = asked("select run, p99_ms from run_latency")
+    assert "run" in said and "0 rows" in said
+
+
+def test_what_programs_read_is_not_rounded(asked):
+    assert asked("select 12.3456789 as a, null as b", "csv").splitlines() == ["a,b", "12.3456789,"]
+    assert json.loads(asked("select 12.3456789 as a", "json")) == [{"a": 12.3456789}]
