@@ -819,6 +819,8 @@ class Pipeline(Strict):
             yield ("serving", "gpu"), f"{self.serving.image} is the image for CPUs; the one for GPUs ends in -gpu"
         if self.serving.ports.rest == 0 and self.serving.ports.grpc == 0:
             yield ("serving", "ports"), "REST and gRPC are both off: nothing could reach the server"
+        elif self.serving.ports.rest == self.serving.ports.grpc:
+            yield ("serving", "ports"), "REST and gRPC need a port each: on one the server leaves REST out"
         yield from self._contradictions_in_kubernetes()
 
     def _contradictions_in_kubernetes(self) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -1,11 +1,11 @@
 """What `invoke plan` computes beside what was measured: two and three servers behind nginx, balanced three ways.
 
-    python -m tests.benchmarks.fleet [--seconds 12]
+    python -m tests.benchmarks.fleet --afresh --limit 270     # then without --afresh, until nothing is left
 
 The servers are real embedded ones; their model waits in its graph instead of computing, so that two cores are enough
 for all of them, nginx and the load generator. One server alone is measured first: the computed replica is fitted to
 that, and to nothing of the fleets. Each figure is written to results/fleet.json as it comes; what is there is not
-measured again.
+measured again, so that it can be run in slices.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ BUSY = (0.7, 0.95)
 """Of the highest rate at which one server was measured to hold the objective."""
 OBJECTIVE_MS = 100.0
 PERCENTILES = (50, 90, 99)
+AROUND_S = 15.0
+"""What a run takes beside its length: servers and the load generator start and end."""
 
 
 def checkout(folder: Path) -> Checkout:
@@ -70,8 +74,11 @@ def measure(
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=12.0, help="length of each run")
+    options.add_argument("--limit", type=float, default=math.inf, help="seconds to stay within")
+    options.add_argument("--afresh", action="store_true", help="forget the figures that are there")
     given = options.parse_args()
-    kept: dict[str, Any] = files.read_json(RESULTS) or {"alone": {}, "fleets": {}}
+    deadline = time.monotonic() + given.limit - given.seconds - AROUND_S
+    kept: dict[str, Any] = (None if given.afresh else files.read_json(RESULTS)) or {"alone": {}, "fleets": {}}
     kept |= {
         "machine": machine.describe(),
         "seconds": given.seconds,
@@ -81,6 +88,7 @@ def main() -> None:
         made = checkout(Path(name))
         for rate in ALONE_RPS:
             if str(rate) not in kept["alone"]:
+                end_if_over(deadline)
                 kept["alone"][str(rate)] = measure(Path(name), made, 1, "", rate, given.seconds)
                 files.write_json(RESULTS, kept)
                 print(f"one server, {rate:g} requests/s: p99 {kept['alone'][str(rate)]['p99_ms']:.0f} ms", flush=True)
@@ -91,6 +99,7 @@ def main() -> None:
                     key = f"{servers} {balancer} {busy:g}"
                     if key in kept["fleets"]:
                         continue
+                    end_if_over(deadline)
                     figures = measure(Path(name), made, servers, balancer, busy * held * servers, given.seconds)
                     kept["fleets"][key] = {"rate_rps": busy * held * servers, **figures}
                     files.write_json(RESULTS, kept)
@@ -104,6 +113,11 @@ def main() -> None:
     kept["replica"] = vars(fitted.replica) | {"p50_off": fitted.p50_off, "p99_off": fitted.p99_off}
     files.write_json(RESULTS, kept)
     show(kept)
+
+
+def end_if_over(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        sys.exit("time is over; run it again for what is left")
 
 
 def fitted_to(alone: dict[str, Any]) -> tuple[fleet.Fit, float]:

@@ -126,6 +126,10 @@ def test_a_server_without_any_port_is_a_contradiction():
     assert contradictions(serving={"ports": {"rest": 0, "grpc": 0}})[0].startswith("serving.ports: REST and gRPC")
 
 
+def test_rest_and_grpc_on_one_port_is_a_contradiction():
+    assert "need a port each" in contradictions(serving={"ports": {"rest": 8500, "grpc": 8500}})[0]
+
+
 def test_traffic_that_is_not_declared_goes_to_the_first_signature_of_every_model():
     models = {"a": {"source": "m.py:f"}, "b": {"source": "m.py:f", "signatures": {"bytes": {}, "image": {}}}}
     declared = pipeline(models=models)
