@@ -133,8 +133,8 @@ def _refused(error: Exception) -> DeclarationError:
     said = " ".join(str(original).split())
     if any(word in said for word in REFUSALS):
         return DeclarationError(f"the database refused what is not reading: {said}", fix="ask with SELECT")
-    fix = "`invoke query --list` shows ready-made questions and the views" if isinstance(error, DBAPIError) else ""
-    return DeclarationError(f"SQL: {said}", fix=fix)
+    fix = "ask with SELECT; `invoke query --list` shows ready-made questions and the views"
+    return DeclarationError(f"SQL: {said}", fix=fix if isinstance(error, DBAPIError) else "")
 
 
 def _parameters(sql: str, given: Sequence[str]) -> dict[str, str]:

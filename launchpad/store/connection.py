@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from launchpad.declaration import Declaration
@@ -69,11 +69,14 @@ READS = {getattr(sqlite3, name) for name in ("SQLITE_SELECT", "SQLITE_READ", "SQ
 def reader(url: URL) -> Engine:
     """Return an engine whose database refuses everything but reading, whatever a statement says."""
     if url.get_backend_name() == "postgresql":
-        # Every statement is prepared: the protocol then takes one alone, so none can end the read-only transaction
-        # and go on behind it.
+        # A cursor on the server is declared for a question alone: the protocol takes one statement, so none can end the
+        # read-only transaction and go on behind it, and no COPY, which such a transaction lets write files.
+        # All rows are fetched, so the planner is told not to hurry for the first.
         options = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_S}s"
+        options += " -c cursor_tuple_fraction=1"
         arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "prepare_threshold": 0, "options": options}
-        return create_engine(url, poolclass=NullPool, connect_args=arguments)
+        engine = create_engine(url, poolclass=NullPool, connect_args=arguments)
+        return engine.execution_options(stream_results=True)
     uri = url.set(database=f"file:{url.database}", query={"mode": "ro", "uri": "true"})
     engine = create_engine(uri, poolclass=NullPool, connect_args={"timeout": LOCK_TIMEOUT_S})
     event.listen(engine, "connect", _only_read)
@@ -111,10 +114,10 @@ def _is_locked(said: str) -> bool:
 
 def unreachable(error: Exception, url: URL) -> bool:
     """Tell whether no connection came about, so that nothing was asked."""
-    said = str(error)
+    said = str(getattr(error, "orig", None) or error)  # without the SQL, which may say anything
     if url.get_backend_name() == "sqlite":
         return "unable to open" in said or "not a database" in said or "is not a" in said
-    return isinstance(error, DBAPIError) and (error.connection_invalidated or "connection" in said)
+    return isinstance(error, OperationalError) and (error.connection_invalidated or "connection" in said)
 
 
 def _remedy(error: Exception, url: URL) -> str:

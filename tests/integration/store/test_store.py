@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
+import tempfile
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -112,7 +113,9 @@ ON_POSTGRESQL = [
     "set transaction read write; delete from gates",
     "commit; begin read write; delete from gates; commit",
     "select set_config('transaction_read_only', 'off', true), nextval('stages_id_seq')",
-    "copy runs to '/tmp/never' ; delete from gates",
+    "copy runs to '{temporary}' ; delete from gates",
+    "copy runs to '{temporary}'",
+    "copy (select 1) to program 'touch {temporary}'",
 ]
 
 
@@ -121,14 +124,21 @@ def test_sql_that_writes_is_refused_by_the_database_and_changes_nothing(declared
         store.add_run(example[0])
         before = store.counts()
     own = ON_SQLITE if declared.pipeline.store.startswith("sqlite") else ON_POSTGRESQL
-    for sql in [*WRITES, *(text.format(folder=tmp_path) for text in own)]:
+    temporary = Path(tempfile.mkdtemp()) / "written"
+    temporary.parent.chmod(0o777)  # for the database's user
+    for sql in [*WRITES, *(text.format(folder=tmp_path, temporary=temporary) for text in own)]:
         with pytest.raises(DeclarationError) as raised:
             ask(declared, sql, {})
         assert raised.value.exit_code == 2, sql
     with Store.open(declared) as store:
         assert store.counts() == before
     assert ask(declared, "select count(*) from run_latency", {})[1][0][0] > 0
-    assert not (tmp_path / "copy.db").exists() and not (tmp_path / "other.db").exists()
+    assert not temporary.exists() and not (tmp_path / "copy.db").exists() and not (tmp_path / "other.db").exists()
+
+
+def test_a_mistake_in_sql_is_the_askers_whatever_words_it_has(declared):
+    with pytest.raises(DeclarationError, match="connection"):
+        ask(declared, "select connection from runs", {})
 
 
 WRITERS = 2
