@@ -181,6 +181,7 @@ def _values(inputs: Inputs, configuration: Mapping[str, str], sizing: Sizing) ->
         "selector_of": lambda name: base | {track: name},
         "components": _component_list(components),
         "components_with_keda": _component_list(["keda", *components]),
+        "components_with_labels": _component_list([*components, "canary-labels"]),
         "sysctls": pipeline.serving.container.sysctls,
         "no_gpu_code": has_no_gpu_code(pipeline.serving.image),
         "gateway": _gateway(k.canary.gateway),
@@ -267,15 +268,21 @@ def _config_files(inputs: Inputs, configuration: Mapping[str, str]) -> dict[str,
     pipeline = inputs.pipeline
     files = {f"base/config/{name}": text for name, text in configuration.items() if name != FLAGS_FILE}
     served = configuration[MODELS]
-    bucket = pipeline.kubernetes.models.bucket
-    files["components/models-bucket/models.config"] = _own(served.replace(f'"{CANONICAL_MODELS}/', f'"{bucket}/'))
+    models = pipeline.kubernetes.models
+    files["components/models-bucket/models.config"] = _own(_in_bucket(served, models.bucket))
     if pipeline.serving.ports.rest:
-        files["overlays/canary/models.config"] = _own(_labelled(inputs)[MODELS])
+        labelled = _labelled(inputs)[MODELS]
+        labelled = _in_bucket(labelled, models.bucket) if models.source == "bucket" else labelled
+        files["components/canary-labels/models.config"] = _own(labelled)
     files["overlays/loadtest/locustfile.py"] = inputs.locustfile
     profile = pipeline.loadtest.profiles[pipeline.loadtest.profile]
     for name, text in load_files(profile, pipeline.kubernetes.generators.workers).items():
         files[f"overlays/loadtest/{name}"] = text
     return files
+
+
+def _in_bucket(served: str, bucket: str) -> str:
+    return served.replace(f'"{CANONICAL_MODELS}/', f'"{bucket}/')
 
 
 def _own(text: str) -> str:

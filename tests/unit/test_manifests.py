@@ -224,7 +224,7 @@ def test_a_model_of_its_own_batching_gets_it_in_each_version(manifests):
 
 def test_the_canary_serves_the_two_newest_versions_by_label(manifests):
     texts, _ = manifests(versions={"tiny": [1, 2, 5]})
-    served = texts["overlays/canary/models.config"]
+    served = texts["components/canary-labels/models.config"]
     assert "specific { versions: 2 versions: 5 }" in served
     assert 'key: "stable" value: 2' in served and 'key: "canary" value: 5' in served
 

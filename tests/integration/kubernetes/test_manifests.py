@@ -182,6 +182,16 @@ def test_models_from_a_bucket_are_read_from_there_and_nothing_is_laid_over_them(
     assert {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]} == {443, 53, 80}
 
 
+def test_the_canary_has_its_labels_where_models_are_from_a_bucket_too(tools, variant):
+    folder = variant(("kubernetes:\n", "kubernetes:\n  models: {source: bucket, bucket: gs://team/models}\n"))
+    objects = tools.build(folder / "overlays/canary")
+    (served,) = (
+        one["data"]["models.config"] for one in of_kind(objects, "ConfigMap") if "models.config" in one["data"]
+    )
+    assert 'base_path: "gs://team/models/digits-cnn"' in served and '"/models/' not in served
+    assert "version_labels" in served and "canary" in served
+
+
 def test_models_from_a_claim_and_sysctls_are_valid_together(tools, variant):
     folder = variant(
         ("kubernetes:\n", "kubernetes:\n  models: {source: claim, claim: digits-models}\n  sysctls: true\n")
