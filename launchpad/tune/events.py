@@ -130,6 +130,25 @@ def _factor(factors: Any, ends: Any, k: int) -> float:
     return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
 
 
+FRONT, CLIENT, JOB = range(3)
+"""Who can be interrupted."""
+
+
+@njit(cache=True)
+def _interrupted(seconds: float, who: int, machine: Any) -> float:
+    """Return the time of some work with that of the interruptions that fall into it."""
+    until, lengths, rate, lost = machine
+    if rate <= 0:
+        return seconds
+    until[who] -= seconds
+    while until[who] < 0:
+        length = lengths[np.random.randint(lengths.shape[0])]
+        seconds += length
+        lost[who] += length
+        until[who] += np.random.exponential(1 / rate)
+    return seconds
+
+
 GATHERED = 64
 """Answers that an event loop holds back at most."""
 
@@ -222,6 +241,8 @@ def run(
     poll_s: float,
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
+    interruptions: Any,  # s, drawn from with equal chance
+    interruption_rate: float,  # per s of each one's processor time
     seed: int,
     latency: Any,  # out [n] s, nan when refused
     queued: Any,  # out [n] s
@@ -230,6 +251,9 @@ def run(
     totals: Any,  # out: batches, batch threads' busy seconds, processor seconds, generator's, end
 ) -> None:
     np.random.seed(seed)
+    until = np.random.exponential(1.0, 3) / interruption_rate if interruption_rate > 0 else np.zeros(3)
+    lost = np.zeros(3)
+    machine = (until, interruptions, interruption_rate, lost)
     n, total_queues, bound = times.shape[0], q.shape[0], rows.shape[0]
     batches = np.zeros((bound + total_queues + 1, 3), np.int64)
     started = np.zeros(bound + total_queues + 1)
@@ -373,7 +397,9 @@ def run(
                         direct_tail += 1
                     else:
                         mode[f], argument[f] = SINGLE, r
-                        front_end[f] = work_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k)
+                        front_end[f] = work_clock + _interrupted(
+                            work[k, sizes[r]] * _factor(factors, factor_ends, k), FRONT, machine
+                        )
                         rows[made], begun[made] = sizes[r], now
                         made += 1
                         fronts_busy += 1
@@ -395,19 +421,19 @@ def run(
                 else:
                     latency[r] = np.nan
                     mode[f], argument[f] = ANSWER, r
-                    front_end[f] = work_clock + front_s[k, 1]
+                    front_end[f] = work_clock + _interrupted(front_s[k, 1], FRONT, machine)
                     fronts_busy += 1
             elif kind == SINGLE:
                 r = held_now
                 mode[f], argument[f] = ANSWER, r
-                front_end[f] = work_clock + front_s[queue_of[r], 1]
+                front_end[f] = work_clock + _interrupted(front_s[queue_of[r], 1], FRONT, machine)
                 fronts_busy += 1
             elif kind == ANSWER:
                 answered = held_now
             elif kind == RUN:
                 mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
                 extra[f] = 0.0
-                front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1]
+                front_end[f] = work_clock + _interrupted(front_s[batches[held_now, QUEUE], 1], FRONT, machine)
                 fronts_busy += 1
             elif kind == ANSWERS:
                 k = batches[held_now, QUEUE]
@@ -418,7 +444,7 @@ def run(
                 pointer[f] += 1
                 if pointer[f] < part_ends[held_now]:
                     mode[f], argument[f] = ANSWERS, held_now
-                    front_end[f] = work_clock + front_s[k, 1] + extra[f]
+                    front_end[f] = work_clock + _interrupted(front_s[k, 1] + extra[f], FRONT, machine)
                     fronts_busy += 1
             if answered >= 0:
                 inside -= 1
@@ -461,7 +487,9 @@ def run(
                     item_head += 1
                 if kind in (READ, ANSWER):
                     mode[f], argument[f] = kind, held_now
-                    front_end[f] = work_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
+                    front_end[f] = work_clock + _interrupted(
+                        front_s[queue_of[held_now], 0 if kind == READ else 1], FRONT, machine
+                    )
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
                     fronts_busy += 1
@@ -470,7 +498,9 @@ def run(
                     threads_busy -= 1
                     mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
                     extra[f] = task_s[batches[held_now, QUEUE]]
-                    front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
+                    front_end[f] = work_clock + _interrupted(
+                        front_s[batches[held_now, QUEUE], 1] + extra[f], FRONT, machine
+                    )
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
                     fronts_busy += 1
@@ -493,10 +523,13 @@ def run(
                             queued[r] = now - entered[r]
                         if work[k, batches[b, ROWS]] < inline_s:
                             mode[f], argument[f] = RUN, b
-                            front_end[f] = work_clock + seconds + task_s[k] * (part_ends[b] - batches[b, FIRST])
+                            front_end[f] = work_clock + _interrupted(
+                                seconds + task_s[k] * (part_ends[b] - batches[b, FIRST]), FRONT, machine
+                            )
                             fronts_busy += 1
                             again[f] = True
                             break
+                        seconds = _interrupted(seconds, JOB, machine)
                         job_end[jobs], job_of[jobs] = work_clock + seconds, b
                         jobs += 1
                         threads_busy += 1
@@ -524,6 +557,7 @@ def run(
                 k = batches[b, QUEUE]
                 seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
                 seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
+                seconds = _interrupted(seconds, JOB, machine)
                 job_end[jobs], job_of[jobs], thread_of[jobs] = work_clock + seconds, b, tried
                 jobs += 1
                 threads_busy += 1
@@ -553,14 +587,17 @@ def run(
             queued[r] = now - entered[r]
             rows[made], begun[made] = sizes[r], now
             made += 1
-            job_end[jobs], job_of[jobs] = work_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k), -1 - r
+            seconds = _interrupted(work[k, sizes[r]] * _factor(factors, factor_ends, k), JOB, machine)
+            job_end[jobs], job_of[jobs] = work_clock + seconds, -1 - r
             jobs += 1
         if not client_busy and client_head < client_tail:
             client_item = to_client[client_head]
             client_head += 1
             client_busy = True
-            client_end = work_clock + client_s[client_item & 1]
+            client_end = work_clock + _interrupted(client_s[client_item & 1], CLIENT, machine)
             if now > client_idle:
                 client_end += wake_s[1]
 
-    totals[0], totals[1], totals[2], totals[3], totals[4] = made, batch_busy, work_done, client_total, now
+    totals[0], totals[1], totals[4] = made, batch_busy, now
+    totals[2] = work_done - lost[FRONT] - lost[JOB] * batch_cores
+    totals[3] = client_total - lost[CLIENT]

@@ -149,13 +149,10 @@ def measure(model: str, chosen: Configuration, found: profile.Profile, with_p99:
         if with_p99:
             used = profile.use(place, server, "share")
             totals = place.results("summary.json")[-1]["totals"]
-            simulated = Model.of(found).at(chosen, rate, predict.FINE_REQUESTS)
             row |= {
                 "rate_rps": rate,
                 "p99_ms": totals["p99_ms"],
                 "p50_ms": totals["p50_ms"],
-                "predicted_p99_ms": simulated.percentile_ms(99),
-                "predicted_p50_ms": simulated.percentile_ms(50),
                 "p99_others": used.others,
             }
         words = ("capacity", "--p99", f"{GOAL.limits.p99_s * 1e3:g}", "--start", f"{guess:.0f}")
@@ -166,7 +163,6 @@ def measure(model: str, chosen: Configuration, found: profile.Profile, with_p99:
         place.stop()
     return {
         **row,
-        "predicted_rps": [expected.value, expected.low, expected.high],
         "capacity_rps": capacity["interval_rps"],
         "limited": capacity["limited"],
         "seconds": round(time.monotonic() - began, 1),
@@ -222,16 +218,31 @@ def show(models: list[str]) -> None:
     for model in models:
         part = of(document, model)
         if part["measured"]:
-            show_predictions(model, part["measured"])
+            show_predictions(model, part)
             show_grid(model, part)
 
 
-def show_predictions(model: str, measured: list[Kept]) -> None:
+def with_predictions(part: Kept) -> list[Kept]:
+    """Return what was measured, beside what the profile and the simulator as they are now predict."""
+    simulated = Model.of(PROFILE.validate_json(json.dumps(part["profile"])))
+    rows = []
+    for row in part["measured"]:
+        chosen = configuration(row)
+        predicted = {"predicted_rps": predict.expected(simulated, chosen, GOAL).value}
+        if "p99_ms" in row:
+            result = simulated.at(chosen, row["rate_rps"], predict.FINE_REQUESTS)
+            predicted |= {"predicted_p99_ms": result.percentile_ms(99), "predicted_p50_ms": result.percentile_ms(50)}
+        rows.append(row | predicted)
+    return rows
+
+
+def show_predictions(model: str, part: Kept) -> None:
+    measured = with_predictions(part)
     print(f"\n### {model}: predicted beside measured\n")
     print("| configuration | capacity, predicted | measured | off by | p99 at rate, predicted | measured | off by |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in measured:
-        expected, value = row["predicted_rps"][0], middle(row)
+        expected, value = row["predicted_rps"], middle(row)
         off = f"{expected / value - 1:+.0%}" if value else ""
         low, high = row["capacity_rps"]
         mark = (" !" if row["limited"] else "") + (" ~" if disturbed(row) else "")
@@ -243,7 +254,7 @@ def show_predictions(model: str, measured: list[Kept]) -> None:
             text += "| | | |"
         print(text)
     fair = [row for row in measured if not disturbed(row) and not row["limited"]]
-    errors = [abs(row["predicted_rps"][0] / middle(row) - 1) for row in fair if middle(row)]
+    errors = [abs(row["predicted_rps"] / middle(row) - 1) for row in fair if middle(row)]
     late = [abs(row["predicted_p99_ms"] / row["p99_ms"] - 1) for row in fair if "p99_ms" in row]
     print(f"\ncapacity within 10 %: {sum(error <= 0.1 for error in errors)} of {len(errors)}", end="; ")
     print(f"p99 within 15 %: {sum(error <= 0.15 for error in late)} of {len(late)}")

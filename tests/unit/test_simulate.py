@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,3 +209,18 @@ def test_each_queue_has_a_noise_of_its_own():
 def test_arrivals_that_are_none_are_refused(arrivals):
     with pytest.raises(ValueError):
         simulate([Queue(ONE_BY_ONE, SECOND)], 1, Host(), arrivals)
+
+
+def test_what_the_machine_takes_from_who_computes_delays_those_who_wait_and_costs_no_processor():
+    times = ServiceTimes(np.array([0.0, 0.001]))
+    arrivals = poisson_arrivals(100, 20_000, seed=1)
+    calm = Host(cores=2, event_loop=True, inline_s=1.0)
+    queue = Queue(None, times)
+    undisturbed = simulate([queue], 1, calm, arrivals)
+    disturbed = simulate(
+        [queue], 1, replace(calm, interruptions_s=np.full(3, 0.02), interruptions_per_s=10.0), arrivals
+    )
+    # 10 in a second of work, of which there is a tenth; each holds up its request, those of the next 20 ms, and some
+    # who find them waiting
+    assert disturbed.missed_share(0.005) - undisturbed.missed_share(0.005) == pytest.approx(0.033, abs=0.006)
+    assert disturbed.processor_use == pytest.approx(undisturbed.processor_use, rel=0.01)
