@@ -248,13 +248,14 @@ def _comparisons(layout: Layout, summary: dict[str, Any], baseline: str) -> list
 
 
 def _previous(layout: Layout, summary: dict[str, Any]) -> str:
-    """Return the newest earlier run under the same load; empty if there is none."""
+    """Return the newest earlier run under the same load that completed; empty if there is none."""
     folders = sorted(layout.results("x").parent.glob(f"*/{runfolder.SUMMARY}"), reverse=True)
     for path in folders:
         if path.parent.name < summary["run"]:
             other = files.read_json(path)
             if (
                 isinstance(other, dict)
+                and other.get("status") == "completed"
                 and other.get("profile")
                 and unlike(other, summary, ("profile", "traffic")) == ""
             ):

@@ -100,6 +100,7 @@ def test_a_run_is_compared_with_the_one_before_under_the_same_load(layout):
     keep(layout, "run-1", latency_ms=10.0)
     keep(layout, "run-2", latency_ms=90.0, traffic=[{"model": "tiny", "batch": 8}])
     keep(layout, "run-3", latency_ms=90.0, profile={"name": "other", "title": "", "loop": "closed", "users": 64})
+    keep(layout, "run-3-interrupted", latency_ms=90.0, status="interrupted")
     document = keep(layout, "run-4", latency_ms=20.0)
     (beside,) = facts.gather(layout, "run-4", document).comparisons
     assert beside.run == "run-1" and {row.verdict for row in beside.rows} == {"slower"}
