@@ -73,17 +73,17 @@ def drive(
     folder: Path,
     ending: Ending,
     observe: Observe,
-    remote: bool = False,
+    host: str = "",
     command: Sequence[str] = (),
 ) -> None:
     """Put a profile's load on the declared server; note in `ending` how that went. Locust does not outlive the call.
 
-    remote: the processes are workers that people start on other hosts; they are waited for.
+    host: the server's URL for workers that people start on other hosts; they are waited for, and none is started here.
     command: what prints the parts of a Locust that runs elsewhere, in place of one that is started here.
     """
     writer = RunWriter(folder)
     with (folder / LOG).open("wb") as log:
-        generator = _child(layout, profile, processes, command or _locust(layout, profile, processes, remote), log)
+        generator = _child(layout, profile, processes, command or _locust(layout, profile, processes, host), log)
         try:
             _follow(generator, how_ended, profile, writer, ending, observe)
             generator.wait(timeout=GRACE_S)
@@ -96,14 +96,15 @@ def drive(
         ending.fail(f"Locust ended with exit code {generator.returncode}; see {LOG}")
 
 
-def _locust(layout: Layout, profile: Profile, processes: int, remote: bool) -> list[str]:
+def _locust(layout: Layout, profile: Profile, processes: int, host: str) -> list[str]:
     closed = isinstance(profile, ClosedLoop)
     users = profile.users if isinstance(profile, ClosedLoop) else processes
     rate = profile.spawn_rate if isinstance(profile, ClosedLoop) else processes
     command = [sys.executable, "-m", "locust", "-f", layout.relative(layout.locustfile), USER_CLASS, "--headless"]
     command += [] if closed and profile.shape else [f"--users={users}", f"--spawn-rate={rate}"]
-    if remote:
-        command += ["--master", "--master-bind-host=0.0.0.0", f"--expect-workers={processes}"]
+    if host:  # which workers have from their master, whatever they were started with
+        master = ["--master", "--master-bind-host=0.0.0.0", f"--expect-workers={processes}"]
+        command += [*master, f"--host={host}"]
     elif processes > 1:
         command += [f"--processes={processes}"]
     return [*command, "--stop-timeout=0", "--loglevel=WARNING", "--only-summary"]

@@ -91,8 +91,12 @@ def _drive(context: Context, run: Run, watch: serverside.Watch, advance: console
         advance(min(run.ending.measured_s, run.profile.duration_s), run.profile.duration_s)
         return True
 
+    host = ""
     if context.remote:
-        console.say(f"  waiting for {run.processes} workers; start on each host, in a checkout like this one:")
+        host = f"http://{socket.gethostname()}:{run.target.server.rest_port}"
+        console.say(
+            f"  waiting for {run.processes} workers that ask {host}; start on each host, in a checkout like this:"
+        )
         console.say(f"    {_worker_command(run)}")
     generator.drive(
         context.layout,
@@ -102,17 +106,14 @@ def _drive(context: Context, run: Run, watch: serverside.Watch, advance: console
         run.folder,
         run.ending,
         observe,
-        context.remote,
+        host,
         run.target.command,
     )
 
 
 def _worker_command(run: Run) -> str:
     settings = f"LAUNCHPAD_PROFILE={run.profile_name} {generator.PROCESSES}={run.processes}"
-    host = f"--host http://SERVER:{run.target.server.rest_port}"
-    return (
-        f"{settings} locust -f loadtests/ {generator.USER_CLASS} --worker --master-host {socket.gethostname()} {host}"
-    )
+    return f"{settings} locust -f loadtests/ {generator.USER_CLASS} --worker --master-host {socket.gethostname()}"
 
 
 def new_run() -> str:
