@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from launchpad.backends import process
+from launchpad.backends import how_ended, process
 from launchpad.server import Server
 
 SHORT = ("--profile", "smoke", "--duration", "2")
@@ -88,7 +88,7 @@ def test_a_second_launch_keeps_the_server_and_a_changed_batching_parameter_repla
     served.invoke("configure", check=True)
     served.invoke("launch", check=True)
     assert Server.ready(served.layout).pid != first.pid
-    assert not psutil.pid_exists(first.pid)
+    assert how_ended(first)
 
 
 def test_a_new_largest_batch_renews_the_warmup_requests_and_not_the_model(checkout):
