@@ -20,7 +20,7 @@ from launchpad.kubernetes.fleet import Fit, Observed, Replica
 from launchpad.kubernetes.measured import Measured
 from launchpad.stage import Context
 from launchpad.tune import profile as profiles
-from launchpad.tune.simulate import Arrivals, Host, Queue, ServiceTimes, poisson_arrivals, simulate
+from launchpad.tune.simulate import Arrivals, Host, Queue, poisson_arrivals, simulate
 
 REFUSED_S = 3600.0
 """Latency that a refused request counts with: more than any objective."""
@@ -46,7 +46,7 @@ class Simulated:
     def serve(self, times_s: np.ndarray, seed: int) -> np.ndarray:
         chance = np.random.default_rng([seed, 2])
         lines = chance.choice(len(self.queues), len(times_s), p=np.array(self.shares) / sum(self.shares))
-        queues = [replace(queue, times=_costlier(queue.times, self.factor)) for queue in self.queues]
+        queues = [replace(queue, times=queue.times.costlier(self.factor)) for queue in self.queues]
         result = simulate(queues, self.threads, self.host, Arrivals.of(times_s, 1, lines), seed)
         return np.nan_to_num(result.latency_s, nan=REFUSED_S)
 
@@ -112,13 +112,3 @@ def fit(server: Simulated, observed: Sequence[Observed], held_rps: float, seed: 
     slowest, fastest = 1 / FACTORS[1], 1 / FACTORS[0]
     found = fleet.anchored(lambda speed: replace(server, factor=1 / speed), slowest, fastest, chosen[-1], seed)
     return fleet.judged(found, chosen, REQUESTS, seed)
-
-
-def _costlier(times: ServiceTimes, factor: float) -> ServiceTimes:
-    return replace(
-        times,
-        batch_s=times.batch_s * factor,
-        task_s=times.task_s * factor,
-        read_s=times.read_s * factor,
-        answer_s=times.answer_s * factor,
-    )

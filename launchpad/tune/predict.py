@@ -63,17 +63,7 @@ class Model:
 
     def costlier(self, factor: float) -> Model:
         """Return the model with every cost of the server multiplied."""
-        times, host = self.times, self.host
-        return Model(
-            replace(
-                times,
-                batch_s=times.batch_s * factor,
-                task_s=times.task_s * factor,
-                read_s=times.read_s * factor,
-                answer_s=times.answer_s * factor,
-            ),
-            replace(host, wake_s=host.wake_s * factor),
-        )
+        return Model(self.times.costlier(factor), replace(self.host, wake_s=self.host.wake_s * factor))
 
     def at(
         self, chosen: Configuration, rate_rps: float, requests: int = REQUESTS, rows: int = 1, seed: int = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class Simulated:
         models = sorted(rates)
         pool = settings.get(SERVER)
         threads = pool.num_batch_threads if isinstance(pool, ThreadPool) else self.threads
-        queues = [Queue(_queue(settings.get(model)), _slower(self.costs[model], slowness)) for model in models]
+        queues = [Queue(_queue(settings.get(model)), self.costs[model].costlier(slowness)) for model in models]
         arrivals = poisson_arrivals(
             headroom * sum(rates.values()), SIMULATED, shares=[rates[model] for model in models]
         )
@@ -143,16 +143,6 @@ def _latency_ms(latency_s: np.ndarray, arrivals: Arrivals, queue: int | None) ->
     mine = np.ones(len(latency_s), bool) if queue is None else arrivals.queues == queue
     mine[: len(mine) // 10] = False
     return latency_s[mine] * 1000
-
-
-def _slower(times: ServiceTimes, factor: float) -> ServiceTimes:
-    return replace(
-        times,
-        batch_s=times.batch_s * factor,
-        task_s=times.task_s * factor,
-        read_s=times.read_s * factor,
-        answer_s=times.answer_s * factor,
-    )
 
 
 def _name(item: tuple[str, Setting]) -> str:
