@@ -125,13 +125,21 @@ def _quick_numbers(values: Any, dtype: int, body: bytes) -> Tensor | None:
         shape.append(len(inner))
         inner = inner[0]
     single = prod(shape[:-1]) == 1
-    if not (body.count(b"[") == len(shape) if single else _is_regular(body, tuple(shape))):
+    if not (_has_brackets(body, len(shape)) if single else _is_regular(body, tuple(shape))):
         return None
     buffer_type, parsed, stored = _BUFFERS[dtype]
     flat = np.frombuffer(values.as_buffer(of_type=buffer_type), parsed)
     if len(flat) != prod(shape):
         return None
     return Tensor(dtype, tuple(shape), flat.astype(stored).tobytes())
+
+
+def _has_brackets(body: bytes, count: int) -> bool:
+    """Whether there are exactly `count` opening brackets; found from both ends, which is quicker than counting."""
+    last = -1
+    for _ in range(count):
+        last = body.find(b"[", last + 1)
+    return last >= 0 and last == body.rfind(b"[")
 
 
 def _is_regular(body: bytes, shape: Shape) -> bool:

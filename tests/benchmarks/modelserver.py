@@ -42,7 +42,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 784
 BATCHING = (
-    "max_batch_size { value: 64 } batch_timeout_micros { value: 500 } num_batch_threads { value: 1 } "
+    "max_batch_size { value: 64 } batch_timeout_micros { value: 0 } num_batch_threads { value: 1 } "
     "max_enqueued_batches { value: 1000 }"
 )
 
@@ -237,6 +237,7 @@ def rest_contenders(models: dict[str, Path], folder: Path, packages: Path) -> li
         contenders.append(Contender(f"embedded {kind} batching", batched, batched_port, path, text["floats"], {}))
     path = "/v1/models/mlp:predict"
     contenders.append(Contender("embedded mlp bytes", plain, plain_port, path, text["bytes"], {}))
+    contenders.append(Contender("embedded mlp bytes batching", batched, batched_port, path, text["bytes"], {}))
     return contenders
 
 
