@@ -1,8 +1,8 @@
 """The simulator's event loop, compiled. `simulate` is its one caller, and says what the quantities mean.
 
 Work that shares the processors progresses at one pace, so one clock counts finished work: an end of work is a fixed
-point on it, however the pace changes in between (the virtual time of processor sharing; Kleinrock, Queueing Systems II,
-1976, section 4.4).
+point on it, however the pace changes in between, by more work or by what the machine gives (the virtual time of
+processor sharing; Kleinrock, Queueing Systems II, 1976, section 4.4).
 """
 
 from __future__ import annotations
@@ -130,25 +130,6 @@ def _factor(factors: Any, ends: Any, k: int) -> float:
     return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
 
 
-FRONT, CLIENT, JOB = range(3)
-"""Who can be interrupted."""
-
-
-@njit(cache=True)
-def _interrupted(seconds: float, who: int, machine: Any) -> float:
-    """Return the time of some work with that of the interruptions that fall into it."""
-    until, lengths, rate, lost = machine
-    if rate <= 0:
-        return seconds
-    until[who] -= seconds
-    while until[who] < 0:
-        length = lengths[np.random.randint(lengths.shape[0])]
-        seconds += length
-        lost[who] += length
-        until[who] += np.random.exponential(1 / rate)
-    return seconds
-
-
 GATHERED = 64
 """Answers that an event loop holds back at most."""
 
@@ -169,7 +150,7 @@ def _send(
     return client_tail, finished
 
 
-ARRIVAL, FRONT_ENDS, CLIENT_ENDS, JOB_ENDS, TIMER = 3, 0, 1, 2, 4
+FRONT_ENDS, CLIENT_ENDS, JOB_ENDS, ARRIVAL, TIMER, PACE_CHANGES = range(6)
 """What happens next."""
 
 
@@ -177,7 +158,7 @@ ARRIVAL, FRONT_ENDS, CLIENT_ENDS, JOB_ENDS, TIMER = 3, 0, 1, 2, 4
 def _next_event(
     now: float,
     work_clock: float,
-    share: float,
+    pace: float,
     mode: Any,
     front_end: Any,
     client_busy: bool,
@@ -190,13 +171,13 @@ def _next_event(
     """Return (s until then, what happens, to which worker or job); -1 where nothing will happen any more."""
     wait, what, index = np.inf, -1, 0
     for f in range(mode.shape[0]):
-        if mode[f] >= 0 and (front_end[f] - work_clock) / share < wait:
-            wait, what, index = (front_end[f] - work_clock) / share, FRONT_ENDS, f
-    if client_busy and (client_end - work_clock) / share < wait:
-        wait, what = (client_end - work_clock) / share, CLIENT_ENDS
+        if mode[f] >= 0 and (front_end[f] - work_clock) / pace < wait:
+            wait, what, index = (front_end[f] - work_clock) / pace, FRONT_ENDS, f
+    if client_busy and (client_end - work_clock) / pace < wait:
+        wait, what = (client_end - work_clock) / pace, CLIENT_ENDS
     for j in range(jobs):
-        if (job_end[j] - work_clock) / share < wait:
-            wait, what, index = (job_end[j] - work_clock) / share, JOB_ENDS, j
+        if (job_end[j] - work_clock) / pace < wait:
+            wait, what, index = (job_end[j] - work_clock) / pace, JOB_ENDS, j
     if due - now < wait:
         wait, what = due - now, ARRIVAL
     if timer - now < wait:
@@ -241,8 +222,8 @@ def run(
     poll_s: float,
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
-    interruptions: Any,  # s, drawn from with equal chance
-    interruption_rate: float,  # per s of each one's processor time
+    paces: Any,  # of the processors, one pace_s after the other and round again, from anywhere
+    pace_s: float,
     seed: int,
     latency: Any,  # out [n] s, nan when refused
     queued: Any,  # out [n] s
@@ -251,9 +232,6 @@ def run(
     totals: Any,  # out: batches, batch threads' busy seconds, processor seconds, generator's, end
 ) -> None:
     np.random.seed(seed)
-    until = np.random.exponential(1.0, 3) / interruption_rate if interruption_rate > 0 else np.zeros(3)
-    lost = np.zeros(3)
-    machine = (until, interruptions, interruption_rate, lost)
     n, total_queues, bound = times.shape[0], q.shape[0], rows.shape[0]
     batches = np.zeros((bound + total_queues + 1, 3), np.int64)
     started = np.zeros(bound + total_queues + 1)
@@ -303,7 +281,7 @@ def run(
     looking = False
     timer = np.inf
 
-    now, work_clock = 0.0, 0.0
+    now, work_clock, paced, first_pace = 0.0, 0.0, 0, np.random.randint(paces.shape[0])
     batch_busy, work_done, client_total = 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
@@ -312,15 +290,19 @@ def run(
         running = fronts_busy + (1 if client_busy else 0)
         active = running + jobs * batch_cores
         share = 1.0 if active <= cores else cores / active
+        pace = share * paces[(first_pace + paced) % paces.shape[0]]
         due = times[arrived] if arrived < n else np.inf
         wait, what, index = _next_event(
-            now, work_clock, share, mode, front_end, client_busy, client_end, jobs, job_end, due, timer
+            now, work_clock, pace, mode, front_end, client_busy, client_end, jobs, job_end, due, timer
         )
         if what < 0:
             break
+        if wait > (paced + 1) * pace_s - now:
+            wait, what = (paced + 1) * pace_s - now, PACE_CHANGES
+            paced += 1
         if wait > 0:
             now += wait
-            work_clock += wait * share
+            work_clock += wait * pace
             batch_busy += wait * threads_busy
             work_done += wait * share * (fronts_busy + jobs * batch_cores)
             if client_busy:
@@ -380,7 +362,7 @@ def run(
                     if missing[r] == 0:
                         items[item_tail] = r * 8 + ANSWER
                         item_tail += 1
-        else:
+        elif what == FRONT_ENDS:
             f, kind, held_now = index, mode[index], argument[index]
             kind_before = kind
             mode[f] = -1
@@ -397,9 +379,7 @@ def run(
                         direct_tail += 1
                     else:
                         mode[f], argument[f] = SINGLE, r
-                        front_end[f] = work_clock + _interrupted(
-                            work[k, sizes[r]] * _factor(factors, factor_ends, k), FRONT, machine
-                        )
+                        front_end[f] = work_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k)
                         rows[made], begun[made] = sizes[r], now
                         made += 1
                         fronts_busy += 1
@@ -421,19 +401,19 @@ def run(
                 else:
                     latency[r] = np.nan
                     mode[f], argument[f] = ANSWER, r
-                    front_end[f] = work_clock + _interrupted(front_s[k, 1], FRONT, machine)
+                    front_end[f] = work_clock + front_s[k, 1]
                     fronts_busy += 1
             elif kind == SINGLE:
                 r = held_now
                 mode[f], argument[f] = ANSWER, r
-                front_end[f] = work_clock + _interrupted(front_s[queue_of[r], 1], FRONT, machine)
+                front_end[f] = work_clock + front_s[queue_of[r], 1]
                 fronts_busy += 1
             elif kind == ANSWER:
                 answered = held_now
             elif kind == RUN:
                 mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
                 extra[f] = 0.0
-                front_end[f] = work_clock + _interrupted(front_s[batches[held_now, QUEUE], 1], FRONT, machine)
+                front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1]
                 fronts_busy += 1
             elif kind == ANSWERS:
                 k = batches[held_now, QUEUE]
@@ -444,7 +424,7 @@ def run(
                 pointer[f] += 1
                 if pointer[f] < part_ends[held_now]:
                     mode[f], argument[f] = ANSWERS, held_now
-                    front_end[f] = work_clock + _interrupted(front_s[k, 1] + extra[f], FRONT, machine)
+                    front_end[f] = work_clock + front_s[k, 1] + extra[f]
                     fronts_busy += 1
             if answered >= 0:
                 inside -= 1
@@ -487,9 +467,7 @@ def run(
                     item_head += 1
                 if kind in (READ, ANSWER):
                     mode[f], argument[f] = kind, held_now
-                    front_end[f] = work_clock + _interrupted(
-                        front_s[queue_of[held_now], 0 if kind == READ else 1], FRONT, machine
-                    )
+                    front_end[f] = work_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
                     fronts_busy += 1
@@ -498,9 +476,7 @@ def run(
                     threads_busy -= 1
                     mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
                     extra[f] = task_s[batches[held_now, QUEUE]]
-                    front_end[f] = work_clock + _interrupted(
-                        front_s[batches[held_now, QUEUE], 1] + extra[f], FRONT, machine
-                    )
+                    front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
                     fronts_busy += 1
@@ -523,13 +499,11 @@ def run(
                             queued[r] = now - entered[r]
                         if work[k, batches[b, ROWS]] < inline_s:
                             mode[f], argument[f] = RUN, b
-                            front_end[f] = work_clock + _interrupted(
-                                seconds + task_s[k] * (part_ends[b] - batches[b, FIRST]), FRONT, machine
-                            )
+                            front_end[f] = work_clock + seconds + task_s[k] * (part_ends[b] - batches[b, FIRST])
                             fronts_busy += 1
                             again[f] = True
                             break
-                        seconds = _interrupted(seconds, JOB, machine)
+                        seconds = seconds
                         job_end[jobs], job_of[jobs] = work_clock + seconds, b
                         jobs += 1
                         threads_busy += 1
@@ -557,7 +531,7 @@ def run(
                 k = batches[b, QUEUE]
                 seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
                 seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
-                seconds = _interrupted(seconds, JOB, machine)
+                seconds = seconds
                 job_end[jobs], job_of[jobs], thread_of[jobs] = work_clock + seconds, b, tried
                 jobs += 1
                 threads_busy += 1
@@ -587,17 +561,16 @@ def run(
             queued[r] = now - entered[r]
             rows[made], begun[made] = sizes[r], now
             made += 1
-            seconds = _interrupted(work[k, sizes[r]] * _factor(factors, factor_ends, k), JOB, machine)
+            seconds = work[k, sizes[r]] * _factor(factors, factor_ends, k)
             job_end[jobs], job_of[jobs] = work_clock + seconds, -1 - r
             jobs += 1
         if not client_busy and client_head < client_tail:
             client_item = to_client[client_head]
             client_head += 1
             client_busy = True
-            client_end = work_clock + _interrupted(client_s[client_item & 1], CLIENT, machine)
+            client_end = work_clock + client_s[client_item & 1]
             if now > client_idle:
                 client_end += wake_s[1]
 
     totals[0], totals[1], totals[4] = made, batch_busy, now
-    totals[2] = work_done - lost[FRONT] - lost[JOB] * batch_cores
-    totals[3] = client_total - lost[CLIENT]
+    totals[2], totals[3] = work_done, client_total

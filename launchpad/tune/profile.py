@@ -28,7 +28,7 @@ from launchpad.examples import Examples, Values
 from launchpad.layout import Layout
 from launchpad.server import Server
 from launchpad.spec import BatchQueue, Traffic
-from launchpad.tune import interruptions
+from launchpad.tune import pace
 from launchpad.tune.bench import LOG, Bench
 from launchpad.tune.simulate import TENSORFLOW_POLL_S, Host, Queue, ServiceTimes, poisson_arrivals, simulate
 
@@ -84,8 +84,7 @@ class Profile:
     full: a request without batching at the highest rate; large: one of LARGE rows likewise; batched: at the highest
     rate with batching; middle: without batching at MIDDLE of the highest rate, and its median latency.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
-    interruptions_s, interruptions_per_s: for how long, and how often in a second of processor time, the machine took
-    the processor from a process that did nothing but look at the clock.
+    paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy; 1 on average.
     wake_s, client_wake_s, path_s: found by simulating `middle`, so that processor time and median latency are its.
     """
 
@@ -106,8 +105,8 @@ class Profile:
     machine: dict[str, Any]
     seconds: float
     measured: str
-    interruptions_s: tuple[float, ...] = ()
-    interruptions_per_s: float = 0.0
+    paces: tuple[float, ...] = (1.0,)
+    pace_s: float = pace.SLICE_S
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     path_s: float = 0.0
@@ -184,8 +183,8 @@ class Profile:
             wake_s=self.wake_s,
             client_wake_s=self.client_wake_s if with_generator else 0.0,
             path_s=self.path_s,
-            interruptions_s=np.asarray(self.interruptions_s),
-            interruptions_per_s=self.interruptions_per_s,
+            paces=np.asarray(self.paces),
+            pace_s=self.pace_s,
         )
 
 
@@ -252,8 +251,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         batched = use(bench, bench.launch(), "full")
     finally:
         bench.stop()
-    advance("interruptions by the machine")
-    interruptions_s, interruptions_per_s = interruptions.measure(int(machine.describe()["cores"]))
+    advance("the machine's pace")
+    paces = pace.measure(int(machine.describe()["cores"]))
     medians = [float(np.median(runs[size])) for size in SIZES]
     row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
     profile = Profile(
@@ -273,8 +272,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         model_digest=digest,
         machine=machine.describe(),
         seconds=round(time.monotonic() - began, 1),
-        interruptions_s=interruptions_s,
-        interruptions_per_s=interruptions_per_s,
+        paces=paces,
+        pace_s=pace.SLICE_S,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return calibrated(profile)

@@ -81,8 +81,8 @@ class Host:
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
     path_s: what every answered request takes besides, without a processor.
-    interruptions_s, interruptions_per_s: for how long the machine takes the processor from who computes, drawn from
-    with equal chance; how often in a second of its processor time.
+    paces, pace_s: how fast the machine computes, 1 on average, for so many s each: one after the other and round again,
+    from one that the seed says.
     """
 
     cores: float = np.inf
@@ -97,8 +97,8 @@ class Host:
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     path_s: float = 0.0
-    interruptions_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    interruptions_per_s: float = 0.0
+    paces: np.ndarray = field(default_factory=lambda: np.ones(1))
+    pace_s: float = np.inf
 
 
 TENSORFLOW_POLL_S = 0.001
@@ -216,8 +216,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         host.poll_s,
         np.array([host.send_s, host.receive_s]),
         np.array([host.wake_s, host.client_wake_s]),
-        np.asarray(host.interruptions_s, np.float64),
-        float(host.interruptions_per_s) if len(host.interruptions_s) else 0.0,
+        np.asarray(host.paces, np.float64),
+        float(host.pace_s),
         seed,
         latency,
         queued,

@@ -211,16 +211,24 @@ def test_arrivals_that_are_none_are_refused(arrivals):
         simulate([Queue(ONE_BY_ONE, SECOND)], 1, Host(), arrivals)
 
 
-def test_what_the_machine_takes_from_who_computes_delays_those_who_wait_and_costs_no_processor():
-    times = ServiceTimes(np.array([0.0, 0.001]))
+def test_a_machine_that_slows_down_delays_those_who_come_meanwhile():
     arrivals = poisson_arrivals(100, 20_000, seed=1)
-    calm = Host(cores=2, event_loop=True, inline_s=1.0)
-    queue = Queue(None, times)
-    undisturbed = simulate([queue], 1, calm, arrivals)
-    disturbed = simulate(
-        [queue], 1, replace(calm, interruptions_s=np.full(3, 0.02), interruptions_per_s=10.0), arrivals
+    queue = Queue(None, ServiceTimes(np.array([0.0, 0.001])))
+    even = Host(cores=2, event_loop=True, inline_s=1.0)
+    stalling = np.where(np.arange(20) < 4, 0.01, 1.0)  # next to nothing for 20 ms of each 100
+    disturbed = simulate([queue], 1, replace(even, paces=stalling, pace_s=0.005), arrivals)
+    # 5 ms or more take those who come in the first 15 ms, in the next two or three behind those who wait, and who was
+    # at work when it began: 15 + 3 + 1 of 100
+    assert simulate([queue], 1, even, arrivals).missed_share(0.005) == 0
+    assert disturbed.missed_share(0.005) == pytest.approx(0.19, abs=0.015)
+    # a long run is as long as the pace makes it: here 4 of 5 parts of a second are given
+    whole = Arrivals.of(np.array([0.0]))
+    second = simulate([Queue(None, ServiceTimes(np.array([0.0, 1.0])))], 1, replace(even, inline_s=2.0), whole)
+    slowed = simulate(
+        [Queue(None, ServiceTimes(np.array([0.0, 1.0])))],
+        1,
+        replace(even, inline_s=2.0, paces=stalling, pace_s=0.005),
+        whole,
     )
-    # 10 in a second of work, of which there is a tenth; each holds up its request, those of the next 20 ms, and some
-    # who find them waiting
-    assert disturbed.missed_share(0.005) - undisturbed.missed_share(0.005) == pytest.approx(0.033, abs=0.006)
-    assert disturbed.processor_use == pytest.approx(undisturbed.processor_use, rel=0.01)
+    assert second.latency_s[0] == pytest.approx(1.0)
+    assert slowed.latency_s[0] == pytest.approx(1 / (0.8 + 0.2 * 0.01), rel=0.03)
