@@ -191,8 +191,9 @@ def usable_profile(context: Context, model: str) -> profile.Profile:
 def declared_configuration(context: Context, model: str) -> Configuration:
     """Return what the declaration has for a model now."""
     found = batching.effective(context.declaration)
-    threads = found.server.num_batch_threads if isinstance(found.server, Batching) else 1
-    return Configuration(found.queues[model], threads, request_threads(context)[0])
+    queue = found.queues[model]
+    threads = found.server.num_batch_threads if queue and isinstance(found.server, Batching) else 1
+    return Configuration(queue, threads, request_threads(context)[0])
 
 
 def request_threads(context: Context) -> tuple[int, ...]:
