@@ -111,6 +111,13 @@ def doubts(declaration: Declaration) -> list[Problem]:
             continue
         if evidence.get("model_digest") != model_digest(layout, name):
             found.append(Problem(f"{name} is not the model that the parameters were tuned for", place, remedy))
+        for flag, value in (evidence.get("flags") or {}).items():
+            declared = pipeline.serving.flags.get(flag)
+            if declared != value:
+                what = (
+                    f"{name} was tuned with {flag} {value}, declared is {'nothing' if declared is None else declared}"
+                )
+                found.append(Problem(what, place, f"declare serving.flags.{flag}: {value}"))
         differs = other_machine(evidence.get("machine") or {})
         if differs:
             found.append(Problem(f"{name} was tuned on another machine: {'; '.join(differs)}", place, remedy))

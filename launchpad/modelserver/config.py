@@ -188,7 +188,7 @@ def session_config(options: Options) -> bytes:
     if options.tensorflow_session_config_file:
         _read(options.tensorflow_session_config_file, config)
     both = options.tensorflow_session_parallelism
-    intra = options.tensorflow_intra_op_parallelism or both or _calm_intra_op_parallelism()
+    intra = options.tensorflow_intra_op_parallelism or both or calm_intra_op_parallelism()
     inter = options.tensorflow_inter_op_parallelism or both
     if intra:
         config.intra_op_parallelism_threads = intra
@@ -199,7 +199,7 @@ def session_config(options: Options) -> bytes:
     return config.SerializeToString()
 
 
-def _calm_intra_op_parallelism() -> int:
+def calm_intra_op_parallelism() -> int:
     """Threads of one operation where no flag says: 1 with a processor or two, else 0, which lets TensorFlow choose.
 
     The server's own loop and its clients use such a machine's other processor, and an operation that is spread over

@@ -60,6 +60,11 @@ class Bench:
             _replace_versions(declaration.root / "models", root / "models", versions)
         self._rest, self._grpc = _free_ports(2)
 
+    @property
+    def flags(self) -> Mapping[str, Any]:
+        """The flags that the user declares."""
+        return self._declaration.pipeline.serving.flags
+
     def declare(
         self,
         batching: Mapping[str, BatchQueue | None],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from launchpad.spec import BatchQueue
-from launchpad.tune.profile import Profile
+from launchpad.tune.profile import INTRA_OP, Profile
 from launchpad.tune.simulate import Host, Queue, Result, ServiceTimes, poisson_arrivals, simulate
 
 MISSES = 0.01
@@ -25,53 +25,79 @@ DOUBT = 0.1
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is chosen: the queue's parameters (None: no batching), batch threads, request threads."""
+    """What is chosen: the queue's parameters (None: no batching), batch threads, request threads, and threads that an
+    operation may use (0: as declared, or else as the server likes)."""
 
     queue: BatchQueue | None
     threads: int
     request_threads: int
+    operation_threads: int = 0
 
     @property
     def title(self) -> str:
         """How tables name it, such as `16, 500 µs, 2 threads, 64 enqueued`."""
+        many = self.operation_threads
+        operations = f", {many} thread{'' if many == 1 else 's'} an operation" if many else ""
         if self.queue is None:
-            return "off"
+            return "off" + operations
         queue = self.queue
         title = f"{queue.max_batch_size}, {queue.batch_timeout_micros} µs, {self.threads} thread"
         title += f"{'' if self.threads == 1 else 's'}, {queue.max_enqueued_batches} enqueued"
-        return title + (f", sizes {' '.join(map(str, queue.allowed_batch_sizes))}" if queue.allowed_batch_sizes else "")
+        sizes = f", sizes {' '.join(map(str, queue.allowed_batch_sizes))}" if queue.allowed_batch_sizes else ""
+        return title + sizes + operations
 
     @property
     def plainness(self) -> tuple[int, ...]:
         """Orders configurations: the one with less of everything first."""
         if self.queue is None:
-            return (0,)
+            return (0, self.operation_threads)
         queue = self.queue
-        return (1, self.threads, queue.max_batch_size, queue.batch_timeout_micros, len(queue.allowed_batch_sizes))
+        return (
+            *(1, self.operation_threads, self.threads, queue.max_batch_size, queue.batch_timeout_micros),
+            len(queue.allowed_batch_sizes),
+        )
+
+    @property
+    def flags(self) -> dict[str, int]:
+        """The server's flags that make it so."""
+        flags = {"rest_api_num_threads": self.request_threads, "grpc_max_threads": self.request_threads}
+        return flags | ({INTRA_OP: self.operation_threads} if self.operation_threads else {})
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is simulated: service times and host, of a profile or of one that differs from it."""
+    """What is simulated: service times and host, of a profile or of one that differs from it. otherwise: the same for
+    another number of threads for an operation, by that number."""
 
     times: ServiceTimes
     host: Host
+    otherwise: Mapping[int, tuple[ServiceTimes, Host]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: Profile, with_generator: bool = True) -> Model:
-        return cls(profile.times(), profile.host(1 << 20, with_generator))
+        times, host = profile.times(), profile.host(1 << 20, with_generator)
+        other = profile.otherwise
+        return cls(times, host, {other.threads: profile.with_other_threads(times, host)} if other else {})
 
     def costlier(self, factor: float) -> Model:
         """Return the model with every cost of the server multiplied."""
-        return Model(self.times.costlier(factor), replace(self.host, wake_s=self.host.wake_s * factor))
+        return Model(
+            *_costlier(self.times, self.host, factor),
+            {threads: _costlier(*then, factor) for threads, then in self.otherwise.items()},
+        )
 
     def at(
         self, chosen: Configuration, rate_rps: float, requests: int = REQUESTS, rows: int = 1, seed: int = 1
     ) -> Result:
         """Simulate Poisson arrivals of requests of so many rows."""
-        host = replace(self.host, request_threads=chosen.request_threads)
+        times, host = self.otherwise.get(chosen.operation_threads, (self.times, self.host))
+        host = replace(host, request_threads=chosen.request_threads)
         arrivals = poisson_arrivals(rate_rps, requests, seed, rows)
-        return simulate([Queue(chosen.queue, self.times)], chosen.threads, host, arrivals, seed)
+        return simulate([Queue(chosen.queue, times)], chosen.threads, host, arrivals, seed)
+
+
+def _costlier(times: ServiceTimes, host: Host, factor: float) -> tuple[ServiceTimes, Host]:
+    return times.costlier(factor), replace(host, wake_s=host.wake_s * factor)
 
 
 @dataclass(frozen=True)
@@ -117,15 +143,18 @@ ENQUEUED = (16, 64, 1024)
 
 
 def grid(
-    cores: int, request_threads: Sequence[int], rows: int = 1, most_rows: int = MOST_ROWS[-1]
+    cores: int,
+    request_threads: Sequence[int],
+    rows: int = 1,
+    most_rows: int = MOST_ROWS[-1],
+    operation_threads: Sequence[int] = (0,),
 ) -> list[Configuration]:
     """Return every configuration that is considered: off, and max_batch_size × timeout × threads × bound × sizes, each
-    with each number of request threads."""
+    with each number of request threads and of threads for an operation."""
     threads = sorted({1, 2, cores, 2 * cores, 4 * cores})
-    found = [Configuration(None, 1, requests) for requests in request_threads]
-    for size, timeout, many, bound, requests in itertools.product(
-        MOST_ROWS, TIMEOUTS_US, threads, ENQUEUED, request_threads
-    ):
+    around = list(itertools.product(request_threads, operation_threads))
+    found = [Configuration(None, 1, *numbers) for numbers in around]
+    for size, timeout, many, bound, numbers in itertools.product(MOST_ROWS, TIMEOUTS_US, threads, ENQUEUED, around):
         if not rows <= size <= most_rows or (size == 1 and timeout):
             continue
         for allowed in _allowed(size):
@@ -135,7 +164,7 @@ def grid(
                 max_enqueued_batches=bound,
                 allowed_batch_sizes=allowed,
             )
-            found.append(Configuration(queue, many, requests))
+            found.append(Configuration(queue, many, *numbers))
     return found
 
 
@@ -260,6 +289,7 @@ def worth_measuring(ranked: Sequence[Expected], goal: Goal, most: int) -> list[C
         kind = (
             queue and (queue.max_batch_size, queue.batch_timeout_micros, queue.allowed_batch_sizes),
             one.chosen.threads,
+            one.chosen.operation_threads,
         )
         if reaches and kind not in seen:
             seen.add(kind)

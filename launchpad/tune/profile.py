@@ -3,7 +3,8 @@
 On a server without batching: the run of a batch of each of some sizes, by requests of that size one after the other and
 at once, as the server's own `runtime_latency` counts it; and the processor time of a request at a low rate and at the
 highest, of the server and of the load generator, which share the cores. On a server with batching: the processor time
-at the highest rate again; what is more than the batches alone is what each request adds to its batch.
+at the highest rate again; what is more than the batches alone is what each request adds to its batch. On a server whose
+operations have another number of threads: the runs again, where the declaration leaves that number open.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import datetime
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,9 @@ from launchpad.tune.simulate import TENSORFLOW_POLL_S, Host, Queue, ServiceTimes
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SIZE_TIME_S = 0.5
+FEWER_SIZES = (1, 4, 16, 64, 128)
+"""Sizes measured with another number of threads for an operation."""
+INTRA_OP = "tensorflow_intra_op_parallelism"
 FEWEST_CALLS = 12
 USERS = 24
 LOADED_S = 3.5
@@ -75,6 +79,15 @@ class Use:
 
 
 @dataclass(frozen=True)
+class Otherwise:
+    """Runs where an operation may use so many threads: medians in s of FEWER_SIZES, and `together`, as in Profile."""
+
+    threads: int
+    run_s: tuple[float, ...]
+    together: dict[int, float]
+
+
+@dataclass(frozen=True)
 class Profile:
     """A line of traffic, measured. Times in s.
 
@@ -85,6 +98,8 @@ class Profile:
     rate with batching; middle: without batching at MIDDLE of the highest rate, and its median latency.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
     paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy; 1 on average.
+    operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
+    the declaration says how many.
     wake_s, client_wake_s, path_s: found by simulating `middle`, so that processor time and median latency are its.
     """
 
@@ -107,6 +122,8 @@ class Profile:
     measured: str
     paces: tuple[float, ...] = (1.0,)
     pace_s: float = pace.SLICE_S
+    operation_threads: int = 0
+    otherwise: Otherwise | None = None
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     path_s: float = 0.0
@@ -149,8 +166,11 @@ class Profile:
     @property
     def batch_cores(self) -> float:
         """Cores that a large batch keeps busy: by so much as many batches as there are cores hold each other up."""
+        return self._cores_of(self.together)
+
+    def _cores_of(self, together: dict[int, float]) -> float:
         cores = int(self.machine["cores"])
-        return min(float(cores), max(1.0, self.together.get(cores, 1.0)))
+        return min(float(cores), max(1.0, together.get(cores, 1.0)))
 
     @property
     def _inline_s(self) -> float:
@@ -165,6 +185,16 @@ class Profile:
             answer_s=self.front_s * (1 - READ_SHARE),
             noise=np.asarray(self.residuals),
         )
+
+    def with_other_threads(self, times: ServiceTimes, host: Host) -> tuple[ServiceTimes, Host]:
+        """Return what becomes of the two where operations have `otherwise.threads`: each run changes as it does by
+        itself."""
+        assert self.otherwise
+        usual = np.interp(FEWER_SIZES, self.sizes, self.run_s)
+        ratios = np.asarray(self.otherwise.run_s) / usual
+        factor = np.interp(np.log(np.maximum(np.arange(len(times.batch_s)), 1)), np.log(FEWER_SIZES), ratios)
+        cores = self._cores_of(self.otherwise.together)
+        return replace(times, batch_s=times.batch_s * factor), replace(host, batch_cores=cores)
 
     def host(self, request_threads: int, with_generator: bool = True) -> Host:
         """Return the host that the simulator takes. with_generator: the load generator runs on the same cores."""
@@ -249,6 +279,15 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         queue = BatchQueue(max_batch_size=64, max_enqueued_batches=64)
         bench.declare({line.model: queue}, int(machine.describe()["cores"]), loads)
         batched = use(bench, bench.launch(), "full")
+        threads, other = operation_threads(bench.flags, server.backend)
+        otherwise = None
+        if other:
+            advance(f"{other} thread{'' if other == 1 else 's'} for an operation")
+            bench.declare({}, 1, loads, {INTRA_OP: other})
+            server = bench.launch()
+            medians = [float(np.median(_runs(server, line, _rows(inputs, size)))) for size in FEWER_SIZES]
+            together_then = _together(server, line, inputs, int(machine.describe()["cores"]))
+            otherwise = Otherwise(other, tuple(medians), together_then)
     finally:
         bench.stop()
     advance("the machine's pace")
@@ -274,9 +313,30 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         seconds=round(time.monotonic() - began, 1),
         paces=paces,
         pace_s=pace.SLICE_S,
+        operation_threads=threads,
+        otherwise=otherwise,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return calibrated(profile)
+
+
+def operation_threads(flags: Mapping[str, Any], backend: str) -> tuple[int, int]:
+    """Return (threads that an operation may use with these flags, another number worth a look: all cores or one).
+
+    The other number is 0, for none, where a flag says how many or there is one core.
+    """
+    cores = int(machine.describe()["cores"])
+    declared = int(flags.get(INTRA_OP, 0) or flags.get("tensorflow_session_parallelism", 0))
+    if declared:
+        return declared, 0
+    threads = (_calm_threads() if backend == "embedded" else 0) or cores
+    return threads, 0 if cores == 1 else 1 if threads > 1 else cores
+
+
+def _calm_threads() -> int:
+    from launchpad.modelserver.config import calm_intra_op_parallelism
+
+    return calm_intra_op_parallelism()
 
 
 def _residuals(runs: dict[int, list[float]]) -> tuple[float, ...]:

@@ -53,10 +53,8 @@ def show_tuning(context: Context, model: str | None) -> None:
         rows = [tuple(cell.replace("*", "") for cell in row) for row in reporting.rows(done)]
         console.table(f"{name}: {reporting.goal_in_words(done)}", columns, rows, right=columns[2:])
         console.say(reporting.why(done))
-        best, declared = done.best.chosen.request_threads, tuning.request_threads(context)[0]
-        if best != declared:
-            flags = "rest_api_num_threads and grpc_max_threads"
-            console.say(f"  ! it was measured with {best} for {flags} in serving.flags, which has {declared}", "yellow")
+        for flag, value in tuning.missing_flags(context, done.best.chosen).items():
+            console.say(f"  ! it was measured with {flag} {value}: declare it in serving.flags", "yellow")
         if done.skipped:
             console.say(f"  ! time was over before {len(done.skipped)} configurations were measured", "yellow")
         console.say(f"  {done.seconds / 60:.1f} min; reports/tuning/, {context.layout.relative(context.layout.tuned)}")

@@ -172,7 +172,7 @@ def measure_profile(context: Context, model: str) -> profile.Profile:
     steps = iter(range(1, 100))
     with console.progress(f"profile of {line.line}") as advance:
         found = profile.measure(
-            bench, line, Examples.load(path), tuned.model_digest(layout, model), lambda _: advance(next(steps), 7)
+            bench, line, Examples.load(path), tuned.model_digest(layout, model), lambda _: advance(next(steps), 8)
         )
     profile.save(layout, found)
     return found
@@ -184,7 +184,9 @@ def usable_profile(context: Context, model: str) -> profile.Profile:
         kept = profile.load(context.layout, model)
     except EnvironmentFault:
         return measure_profile(context, model)
-    fits = kept.traffic == line_of(context, model) and kept.backend == choose(context).backend.name
+    backend = choose(context).backend.name
+    threads, _ = profile.operation_threads(context.declaration.pipeline.serving.flags, backend)
+    fits = (kept.traffic, kept.backend, kept.operation_threads) == (line_of(context, model), backend, threads)
     return kept if fits and not profile.doubts(kept, context.layout) else measure_profile(context, model)
 
 
@@ -204,6 +206,16 @@ def request_threads(context: Context) -> tuple[int, ...]:
     return (declared, *(many for many in context.declaration.pipeline.tune.request_threads if many != declared))
 
 
+def missing_flags(context: Context, chosen: Configuration) -> dict[str, int]:
+    """Return the flags that a configuration needs and that neither the declaration nor their default says."""
+    declared, usual = context.declaration.pipeline.serving.flags, request_threads(context)[0]
+    return {
+        flag: value
+        for flag, value in chosen.flags.items()
+        if declared.get(flag, usual if flag != profile.INTRA_OP else None) != value
+    }
+
+
 def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     """Tune one model; write `serving/tuned.yaml` and the report's files.
 
@@ -213,7 +225,10 @@ def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     found = usable_profile(context, model)
     for doubt in profile.doubts(found, context.layout):
         console.say(f"  ! {doubt}", "yellow")
-    considered = predict.grid(found.machine["cores"], request_threads(context), line.batch)
+    operation_threads = (0, found.otherwise.threads) if found.otherwise else (0,)
+    considered = predict.grid(
+        found.machine["cores"], request_threads(context), line.batch, operation_threads=operation_threads
+    )
     if not any(goal.limits.hold(at) for at in _least(found, goal, considered, line.batch).values()):
         raise GateFailed(_unreachable(found, goal, considered, line.batch))
     with console.progress(f"simulates {len(considered)} configurations") as advance:
@@ -296,8 +311,7 @@ def _measure(state: _State, chosen: Configuration) -> Measured:
     profiles: dict[str, Any] = {}
     if state.goal.kind != "rate":
         profiles[PROFILE] = {"loop": "open", "rate_rps": state.goal.rate_rps, "duration_s": RATE_S}
-    threads = {"rest_api_num_threads": chosen.request_threads, "grpc_max_threads": chosen.request_threads}
-    bench.declare({state.model: chosen.queue}, chosen.threads, profiles, threads)
+    bench.declare({state.model: chosen.queue}, chosen.threads, profiles, chosen.flags)
     server = bench.launch()
     try:
         if state.goal.kind == "rate":
@@ -467,7 +481,7 @@ def _keep(context: Context, done: Tuning, folder: Path) -> None:
         "backend": done.profile.backend,
         "machine": machine.describe(),
         "runs": list(best.runs),
-        "request_threads": best.chosen.request_threads,
+        "flags": missing_flags(context, best.chosen),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "report": layout.relative(folder / "report.md"),
     }

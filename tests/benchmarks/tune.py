@@ -188,8 +188,7 @@ def serving(
 ) -> Iterator[tuple[Bench, Server]]:
     """A server with this configuration, on the bench; stopped in the end."""
     place = bench(model)
-    threads = {"rest_api_num_threads": chosen.request_threads, "grpc_max_threads": chosen.request_threads}
-    place.declare({model: chosen.queue}, chosen.threads, loads, threads)
+    place.declare({model: chosen.queue}, chosen.threads, loads, chosen.flags)
     server = place.launch()
     try:
         yield place, server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -192,6 +193,33 @@ def test_what_a_request_costs_is_divided_into_run_front_and_batching():
     assert (np.diff(found.batch_s) >= 0).all()
 
 
+OTHERWISE = profile.Otherwise(2, tuple((1e-4 + 2e-5 * size) / 2 for size in profile.FEWER_SIZES), {2: 2.0})
+
+
+def test_with_other_threads_for_an_operation_runs_change_as_they_do_by_themselves():
+    alike = Model.of(a_profile(otherwise=OTHERWISE, together={2: 1.0}))
+    usual, fast = batched(16), dataclasses.replace(batched(16), operation_threads=2)
+    times, host = alike.otherwise[2]
+    assert times.batch_s[16] == pytest.approx(alike.times.batch_s[16] / 2)
+    assert times.batch_s[100] == pytest.approx(alike.times.batch_s[100] / 2)
+    assert (alike.host.batch_cores, host.batch_cores) == (1.0, 2.0)  # what it gains by itself, it takes from others
+    waits = [alike.at(chosen, 500, 5000).percentile_ms(50) for chosen in (usual, fast)]
+    assert waits[1] < waits[0]
+    assert alike.costlier(2.0).otherwise[2][0].batch_s[16] == pytest.approx(2 * times.batch_s[16])
+
+
+def test_numbers_of_threads_for_an_operation_are_considered_unless_a_flag_says_how_many(monkeypatch):
+    monkeypatch.setattr(profile.machine, "describe", lambda: {"cores": 8})
+    assert profile.operation_threads({}, "docker") == (8, 1)
+    assert profile.operation_threads({profile.INTRA_OP: 4}, "docker") == (4, 0)
+    assert profile.operation_threads({"tensorflow_session_parallelism": 2}, "embedded") == (2, 0)
+    monkeypatch.setattr(profile.machine, "describe", lambda: {"cores": 1})
+    assert profile.operation_threads({}, "docker") == (1, 0)
+    usual, both = (predict.grid(2, [64], operation_threads=numbers) for numbers in ((0,), (0, 2)))
+    assert len(both) == 2 * len(usual) == len(set(both))
+    assert both[1].title == "off, 2 threads an operation" and both[1].flags[profile.INTRA_OP] == 2
+
+
 def test_what_neighbours_take_of_the_processor_does_not_count_as_the_runs():
     """With a third of its time taken, a run lasts half as long again, and the loop does two thirds of the requests."""
     alone, crowded = a_profile(), a_profile(full=use(run_s=1.2e-4, rate_rps=2 / 3 / 1.4e-4))
@@ -296,6 +324,14 @@ def test_another_model_another_machine_or_no_tuning_at_all_is_told(checkout):
     keep(checkout, "a", None)
     (checkout.root / "models" / "a" / "versions" / "1" / "saved_model.pb").write_text("retrained")
     assert "a is not the model that the parameters were tuned for" in [one.what for one in tuned.doubts(checkout)]
+
+
+def test_a_flag_that_parameters_were_tuned_with_and_that_is_not_declared_is_told(checkout):
+    keep(checkout, "a", None, flags={profile.INTRA_OP: 2})
+    keep(checkout, "b", None)
+    (problem,) = tuned.doubts(checkout)
+    assert problem.what == "a was tuned with tensorflow_intra_op_parallelism 2, declared is nothing"
+    assert problem.fix == "declare serving.flags.tensorflow_intra_op_parallelism: 2"
 
 
 def test_nothing_is_doubted_where_nothing_tuned_is_obeyed(declare):
