@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from launchpad import console, declaration
@@ -104,8 +104,8 @@ def show_questions() -> None:
 def ask(declared: Declaration, sql: str, parameters: Mapping[str, str]) -> tuple[list[str], Rows]:
     """Return (columns, rows) of a statement, or of the ready-made question of that name.
 
-    Raises DeclarationError for what is no SQL, or writes: the database itself refuses that; EnvironmentFault for a
-    store that is away.
+    Raises DeclarationError for what is no SQL, or writes: the database itself refuses that; for the id of a run that is
+    not there; EnvironmentFault for a store that is away.
     """
     make_current(declared)
     url, where = connection.locate(declared), declared.where("store")
@@ -113,6 +113,7 @@ def ask(declared: Declaration, sql: str, parameters: Mapping[str, str]) -> tuple
     try:
         with engine.connect() as opened:
             if sql in QUESTIONS:
+                _check_runs(opened, parameters)
                 result = opened.execute(text(QUESTIONS[sql].sql), parameters)
             else:
                 result = opened.exec_driver_sql(sql, execution_options={"no_parameters": True})
@@ -126,6 +127,14 @@ def ask(declared: Declaration, sql: str, parameters: Mapping[str, str]) -> tuple
         raise _refused(error) from None
     finally:
         engine.dispose()
+
+
+def _check_runs(opened: Connection, parameters: Mapping[str, str]) -> None:
+    for name, run in parameters.items():
+        if not opened.execute(text("select 1 from runs where id = :run"), {"run": run}).first():
+            raise DeclarationError(
+                f"{name}={run}: the store has no run of that id", fix="`invoke query latency-by-run` shows those it has"
+            )
 
 
 def _refused(error: Exception) -> DeclarationError:

@@ -18,7 +18,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Question:
-    """A question. needs: {parameter of the SQL: what it is}."""
+    """A question. needs: {parameter of the SQL, the id of a run: which run it is}."""
 
     title: str
     sql: str

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from launchpad.errors import DeclarationError
 from launchpad.query import asking
 from launchpad.store import Store
 
@@ -46,3 +47,11 @@ def test_an_answer_of_no_rows_keeps_its_columns(asked):
 def test_what_programs_read_is_not_rounded(asked):
     assert asked("select 12.3456789 as a, null as b", "csv").splitlines() == ["a,b", "12.3456789,"]
     assert json.loads(asked("select 12.3456789 as a", "json")) == [{"a": 12.3456789}]
+
+
+def test_a_question_about_a_run_that_is_not_there_is_refused(declare):
+    declared = declare()
+    with Store.open(declared):
+        pass
+    with pytest.raises(DeclarationError, match="before=nowhere: the store has no run of that id"):
+        asking.ask(declared, "what-changed", {"before": "nowhere", "after": "nowhere"})
