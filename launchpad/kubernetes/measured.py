@@ -14,9 +14,9 @@ from typing import Any
 from launchpad import files, machine
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.layout import Layout
+from launchpad.runfolder import CAPACITY
 from launchpad.stage import Context
 
-RESULT = "capacity.json"
 KEPT = (
     "run",
     "made",
@@ -169,7 +169,7 @@ def _results(context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
     declared = pipeline.loadtest.profiles[pipeline.loadtest.profile]
     traffic = [line.model_dump(mode="json") for line in pipeline.traffic(declared)]
     objective = pipeline.objectives.p99_ms
-    for path in context.layout.results("").glob(f"*/{RESULT}"):
+    for path in context.layout.results("").glob(f"*/{CAPACITY}"):
         document = files.read_json(path)
         if not isinstance(document, dict) or not document.get("capacity_rps"):
             continue

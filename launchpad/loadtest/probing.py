@@ -15,12 +15,11 @@ from launchpad.loadtest import generator, summary
 from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
 from launchpad.loadtest.stage import new_run, refuse_absent
 from launchpad.loadtest.summary import FULL_CPU, generator_health
-from launchpad.runfolder import RESPONSE, SERVICE
+from launchpad.runfolder import CAPACITY, RESPONSE, SERVICE
 from launchpad.server import Server
 from launchpad.spec import OpenLoop, Traffic
 from launchpad.stage import Context, Stopwatch
 
-CAPACITY = "capacity.json"
 CHART = "capacity.svg"
 PROBE_S = 12.0
 """Longest a probe lasts; most are clear sooner."""

@@ -329,7 +329,7 @@ def _measure_capacity(bench: Bench, state: _State, chosen: Configuration) -> Mea
     )
     words = ["capacity", "--p99", f"{state.goal.limits.p99_s * 1e3:g}", "--start", f"{max(guess, 1.0):.0f}"]
     bench.invoke(*words, allowed=(0, 1))
-    found = bench.results("capacity.json")[-1]
+    found = bench.results(runfolder.CAPACITY)[-1]
     folder = bench.layout.results(found["run"]) / "probes"
     tried = found["probes"]
     failed = [_failed_share(folder / f"{number:02d}") for number in range(len(tried))]
@@ -369,7 +369,7 @@ def _near(ranked: Sequence[Expected]) -> float:
 
 def _measure_at_rate(bench: Bench, server: Any, state: _State, chosen: Configuration) -> Measured:
     used = profile.use(bench, server, PROFILE)
-    found = bench.results("summary.json")[-1]
+    found = bench.results(runfolder.SUMMARY)[-1]
     totals = found["totals"]
     missed = 1 - (totals["success_rate"] or 0.0)
     probes = [(state.goal.rate_rps, totals["p50_ms"], totals["p99_ms"], missed)]
@@ -466,7 +466,7 @@ def _keep(context: Context, done: Tuning, folder: Path) -> None:
     best, layout = done.best, context.layout
     results = workplace(layout, done.model) / "bench" / "loadtests" / "results"
     for run in dict.fromkeys(one.run for one in done.measured):
-        for name in ("capacity.json", "summary.json"):
+        for name in (runfolder.CAPACITY, runfolder.SUMMARY):
             if (results / run / name).exists():
                 files.copy(results / run / name, folder / "runs" / run / name)
     evidence = {

@@ -10,7 +10,7 @@ from launchpad.compare import differences, unlike
 from launchpad.errors import EnvironmentFault
 from launchpad.gates import Gate
 from launchpad.release.candidate import Candidate, Finding, not_run
-from launchpad.runfolder import SUMMARY
+from launchpad.runfolder import CAPACITY, SUMMARY
 from launchpad.stage import Context
 
 PERCENTILES = (50.0, 99.0)
@@ -87,7 +87,7 @@ def regression(candidate: Candidate) -> Finding:
 
 def capacity(candidate: Candidate) -> Finding:
     """The highest rate of random arrivals at which p99 holds is at least the declared one."""
-    from launchpad.loadtest.probing import CAPACITY, measure, traffic_of
+    from launchpad.loadtest.probing import measure, traffic_of
 
     release, objective = candidate.pipeline.release, candidate.pipeline.objectives
     target = release.capacity_rps or objective.throughput_rps
