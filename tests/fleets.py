@@ -23,6 +23,7 @@ from launchpad.loadtest.writer import RunWriter
 from launchpad.spec import OpenLoop, Traffic
 
 MODEL = "waits"
+WARMUP_REQUESTS = 60
 MAKE = """
 import sys
 
@@ -143,8 +144,14 @@ def _await(url: str, seconds: float = 60) -> None:
 
 
 def load(root: Path, folder: Path, port: int, rate_rps: float, duration_s: float, seed: int = 1) -> dict:
-    """Send Poisson arrivals to a port, from a checkout that declares the model; return the figures of the run."""
+    """Send Poisson arrivals to a port, from a checkout that declares the model; return the figures of the run.
+
+    Some requests go before, one after the other: pods get load when they are warm.
+    """
     line = Traffic(model=MODEL, signature="serving_default")
+    for _ in range(WARMUP_REQUESTS):
+        url = f"http://127.0.0.1:{port}/v1/models/{MODEL}:predict"
+        requests.post(url, json={"instances": [[0.0]]}, timeout=30).raise_for_status()
     profile = OpenLoop(loop="open", rate_rps=rate_rps, duration_s=duration_s, traffic=(line,), seed=seed)
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", USER_CLASS, "--headless"]

@@ -73,7 +73,7 @@ def measure(
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seconds", type=float, default=12.0, help="length of each run")
+    options.add_argument("--seconds", type=float, default=20.0, help="length of each run")
     options.add_argument("--limit", type=float, default=math.inf, help="seconds to stay within")
     options.add_argument("--afresh", action="store_true", help="forget the figures that are there")
     given = options.parse_args()
