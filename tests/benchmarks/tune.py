@@ -318,17 +318,21 @@ def show_grid(model: str, part: Kept) -> None:
         return
     best = max(map(middle, rows.values()))
     whole_s = sum(row["seconds"] for row in rows.values())
-    looked = chosen_by_tune(part, rows)
-    found = max(middle(rows[one]) for one in looked)
-    time_s = sum(rows[one]["seconds"] for one in looked)
     print(f"best of the grid {best:,.0f} requests/s; whole grid {whole_s / 60:.0f} min")
-    print(f"tune: {found / best:.1%} of it, with {len(looked)} measured, {time_s / whole_s:.0%} of the time")
-    shares = sorted(chosen_by_optuna(rows, len(looked), seed) / best for seed in range(SEEDS))
-    print(f"Optuna TPE, as many: median {statistics.median(shares):.1%}, worst {shares[0]:.1%} of it, {SEEDS} seeds")
+    all_looked = chosen_by_tune(part, rows)
+    for many in range(2, len(all_looked) + 1):
+        looked = all_looked[:many]
+        found = max(middle(rows[one]) for one in looked)
+        time_s = sum(rows[one]["seconds"] for one in looked)
+        shares = sorted(chosen_by_optuna(rows, many, seed) / best for seed in range(SEEDS))
+        print(
+            f"{many} measured, {time_s / whole_s:.0%} of the time: tune reaches {found / best:.1%} of it, Optuna's TPE "
+            f"{statistics.median(shares):.1%} (median of {SEEDS} seeds; worst {shares[0]:.1%})"
+        )
 
 
 def chosen_by_tune(part: Kept, rows: dict[Configuration, Kept]) -> list[Configuration]:
-    """Return what tune would measure if the grid were all there is: off, and those that could be best."""
+    """Return what tune measures if the grid is all there is: off, and those that could be best, the likeliest first."""
     found = PROFILE.validate_json(json.dumps(part["profile"]))
     ranked = predict.rank(Model.of(found), list(rows), GOAL, lambda done, total: None, workers=1, finer=len(rows))
     return list(dict.fromkeys([OFF, *predict.worth_measuring(ranked, GOAL, ENOUGH)]))
