@@ -110,12 +110,17 @@ class Capacity:
 
 
 DOUBLING = 2.0
+NEARBY = 1.1
+"""Factor of the rate with which the search goes on above one that holds after all."""
 
 
 def search(probe: Callable[[float], Probe], start_rps: float, step: float = DOUBLING) -> Capacity:
     """Find the highest rate that holds, by doubling (or halving) from a first guess and bisection.
 
     step: the first factor by which the rate changes; from a good guess a small one, which grows up to doubling.
+
+    The upper end of the interval is asked twice: a machine that stalls makes a rate fail that holds, while nothing
+    makes one hold that does not. If it holds the second time, the search goes on above it.
 
     A probe in which the generator was in the way may fail for that alone. It counts as failed, which can only make the
     result too low, and the result says so.
@@ -124,15 +129,21 @@ def search(probe: Callable[[float], Probe], start_rps: float, step: float = DOUB
     low: float | None = None
     high: float | None = None
     rate, limited = start_rps, ""
-    while low is None or high is None or high / low > RESOLUTION:
-        if not LOWEST_RPS <= rate <= HIGHEST_RPS:
-            break
+    while LOWEST_RPS <= rate <= HIGHEST_RPS:
         result = probe(rate)
         probes.append(result)
         if result.holds:
+            if rate == high:
+                high, limited, step = None, "", NEARBY
             low = rate
         else:
+            again = rate == high
             high, limited = rate, result.limited
-        rate = math.sqrt(low * high) if low and high else rate * step if low else rate / step
-        step = min(step**2, DOUBLING)
+            if again:
+                break
+        if low and high:
+            rate = math.sqrt(low * high) if high / low > RESOLUTION else high
+        else:
+            rate = rate * step if low else rate / step
+            step = min(step**2, DOUBLING)
     return Capacity(low, high, probes, limited)

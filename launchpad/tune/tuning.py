@@ -349,18 +349,14 @@ def holding(
     probes: Sequence[dict[str, Any]], failed: Sequence[float], error_rate: float
 ) -> tuple[float | None, float | None]:
     """Return (highest rate that holds, lowest above it that does not): p99, as the capacity search judges it, and the
-    error rate, which it does not look at by itself. None where no such rate was tried."""
+    error rate, which it does not look at by itself. None where no such rate was tried. As in that search, a rate that
+    holds says more than failures at or below it."""
     holds = [
         probe["share"] <= predict.MISSES and share <= error_rate for probe, share in zip(probes, failed, strict=True)
     ]
+    highest = max((probe["rate_rps"] for probe, held in zip(probes, holds, strict=True) if held), default=None)
     broken = [probe["rate_rps"] for probe, held in zip(probes, holds, strict=True) if not held]
-    least_broken = min(broken, default=None)
-    held = [
-        probe["rate_rps"]
-        for probe, good in zip(probes, holds, strict=True)
-        if good and (least_broken is None or probe["rate_rps"] < least_broken)
-    ]
-    return max(held, default=None), least_broken
+    return highest, min((rate for rate in broken if rate > (highest or 0.0)), default=None)
 
 
 def _near(ranked: Sequence[Expected]) -> float:

@@ -36,7 +36,25 @@ def test_a_search_that_begins_near_the_capacity_finds_the_same_sooner(capacity):
     assert near.low_rps is not None and near.high_rps is not None
     assert near.low_rps <= capacity < near.high_rps
     if 900 < capacity < 1200:
-        assert len(near.probes) <= 6
+        assert len(near.probes) <= 7
+
+
+def test_a_stall_that_makes_a_rate_fail_once_does_not_bound_the_capacity():
+    steady, stalls = probe_of(1234.5), iter([800.0, 1040.0])
+    next_stall = next(stalls)
+
+    def probe(rate: float) -> Probe:
+        nonlocal next_stall
+        if rate >= next_stall and rate <= 1234.5:
+            next_stall = next(stalls, float("inf"))
+            return Probe(rate, 4.0, 1000, 0.04, 0.02, 0.06, 1.0, 120.0)
+        return steady(rate)
+
+    found = search(probe, start_rps=200)
+    assert next_stall == float("inf")
+    assert found.low_rps is not None and found.high_rps is not None
+    assert found.low_rps <= 1234.5 < found.high_rps and found.high_rps / found.low_rps <= RESOLUTION
+    assert [probed.holds for probed in found.probes if probed.rate_rps == found.high_rps] == [False, False]
 
 
 def test_a_server_that_holds_no_rate_has_no_capacity():

@@ -125,6 +125,7 @@ def test_a_rate_holds_only_with_the_error_rate_held_too():
     assert tuning.holding(probes, [0.0, 0.0, 0.4], error_rate=0.001) == (110.0, 120.0)
     assert tuning.holding(probes, [0.0, 0.004, 0.4], error_rate=0.001) == (100.0, 110.0)
     assert tuning.holding(probes, [0.1, 0.1, 0.4], error_rate=0.001) == (None, 100.0)
+    assert tuning.holding(probes, [0.1, 0.0, 0.4], error_rate=0.001) == (110.0, 120.0)
 
 
 def test_where_nothing_holds_the_nearest_is_named():
