@@ -17,7 +17,7 @@ class Server:
 
     instance: names this start of the server; results measured on it carry the name.
     content: hash of what it serves, configuration included.
-    command: what was run, paths below the checkout relative to it.
+    command: what was run, paths below the checkout relative to it; a program elsewhere by its name.
     pid: the server's process; in a container the process that the engine started.
     created: start time of the process, seconds since the epoch; with the pid it names the process for good.
     container: id of the container that it runs in; empty where it runs in none.

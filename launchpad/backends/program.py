@@ -59,8 +59,10 @@ class Program(Backend):
             except OSError as error:
                 raise EnvironmentFault(f"{command[0]} cannot be started: {error.strerror}") from None
         self._children[child.pid] = child
-        words = [word.replace(f"{context.layout.root}/", "") for word in command]
-        return replace(draft, pid=child.pid, created=_created(child.pid), command=words)
+        program, *arguments = [word.replace(f"{context.layout.root}/", "") for word in command]
+        if Path(program).is_absolute():  # results are committed, and a folder of this machine says nothing elsewhere
+            program = Path(program).name
+        return replace(draft, pid=child.pid, created=_created(child.pid), command=[program, *arguments])
 
     def is_running(self, server: Server) -> bool:
         """One that has ended and not been waited for does not run."""

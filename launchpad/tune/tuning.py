@@ -439,7 +439,9 @@ def _least(
 
 
 def _nothing_holds(measured: Sequence[Measured], goal: Goal) -> list[Problem]:
-    """Return why no measurement can be used: the load generator, or limits that none holds, with the nearest."""
+    """Return why no measurement can be used: no time, the load generator, or limits that none holds, with the nearest."""
+    if not measured:
+        return [Problem("the time was over before anything was measured", "tune.time_limit_s", "allow more")]
     limited = [one for one in measured if one.limited]
     if limited and all(one.limited or one.value is None for one in measured):
         return [

@@ -133,6 +133,8 @@ def test_where_nothing_holds_the_nearest_is_named():
     (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE)
     assert problem.what == "no configuration holds p99 of 100 ms"
     assert problem.fix == "the nearest is off: p99 250.0 ms at 1 requests/s"
+    (problem,) = tuning._nothing_holds([], RATE)
+    assert problem.what == "the time was over before anything was measured"
 
 
 def test_the_lowest_latency_is_best_where_that_is_the_goal():

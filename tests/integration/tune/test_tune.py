@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from launchpad.tune.profile import SIZES
 from tests.integration.conftest import Checkout
 
 MODEL = "digits-mlp"
-TUNE = f"tune: {{goal: latency, rate_rps: 200, models: [{MODEL}], candidates: 1, time_limit_s: 60}}\n\nautotune:"
+TUNE = f"tune: {{goal: latency, rate_rps: 200, models: [{MODEL}], candidates: 1, time_limit_s: 300}}\n\nautotune:"
 
 
 def use(**values: float) -> dict[str, float]:
@@ -102,7 +103,8 @@ def test_tuning_goes_on_after_an_interruption_and_leaves_parameters_with_their_e
     assert "**tuned**" in text and "widespread" in text
     assert all((report / name).read_text().startswith("<svg") for name in ("pareto.svg", "predicted.svg"))
     evidence = yaml.safe_load(profiled.layout.tuned.read_text())["evidence"][MODEL]
-    assert all((report / "runs" / run / "summary.json").exists() for run in evidence["runs"])
+    for run in evidence["runs"]:  # to be committed: nothing of this machine's folders
+        assert sys.prefix not in (report / "runs" / run / "summary.json").read_text()
     assert not progress(profiled).exists()
     (note,) = profiled.layout.notes.glob("*-tune.md")
     said = note.read_text()
