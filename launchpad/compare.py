@@ -61,22 +61,17 @@ class Seconds:
 
 def read(folder: Path, lines: Sequence[str]) -> Seconds | None:
     """Return the response times of some lines of a run; None where nothing was answered."""
-    rows: dict[int, dict[int, int]] = {}
+    rows: dict[int, np.ndarray] = {}
     for line, second, histogram in runfolder.read_histograms(folder):
         if line in lines:
-            row = rows.setdefault(int(second), {})
-            for step in histogram.get_recorded_iterator():
-                value = step.value_iterated_to
-                row[value] = row.get(value, 0) + step.count_added_in_this_iter_step
+            counts = np.asarray(histogram.counts, dtype=float)
+            rows[int(second)] = rows.get(int(second), 0) + counts
     if not rows:
         return None
-    values = sorted({value for row in rows.values() for value in row})
-    place = {value: index for index, value in enumerate(values)}
-    counts = np.zeros((len(rows), len(values)))
-    for index, second in enumerate(sorted(rows)):
-        for value, many in rows[second].items():
-            counts[index, place[value]] = many
-    return Seconds(np.asarray(values, dtype=float), counts)
+    table = np.stack([rows[second] for second in sorted(rows)])
+    seen = np.flatnonzero(table.any(axis=0))
+    values = [histogram.get_highest_equivalent_value(histogram.get_value_from_index(int(index))) for index in seen]
+    return Seconds(np.asarray(values, dtype=float), table[:, seen])
 
 
 def compare(scope: str, before: Seconds, after: Seconds) -> list[Difference]:

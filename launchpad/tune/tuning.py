@@ -439,7 +439,7 @@ def _least(
 
 
 def _nothing_holds(measured: Sequence[Measured], goal: Goal) -> list[Problem]:
-    """Return why no measurement can be used: no time, the load generator, or limits that none holds, with the nearest."""
+    """Return why no measurement can be used: time, the load generator, or limits, with the nearest."""
     if not measured:
         return [Problem("the time was over before anything was measured", "tune.time_limit_s", "allow more")]
     limited = [one for one in measured if one.limited]
