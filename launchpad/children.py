@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -20,3 +21,14 @@ def environment() -> dict[str, str]:
 def end_with_parent() -> None:
     """Have the kernel end the calling process when its parent ends, however that ends. For `preexec_fn`."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def give_way(niceness: int) -> None:
+    """Let the calling process compute what others leave. For one that leads a session of its own.
+
+    Where the kernel shares processors among sessions first, niceness counts only within one (sched(7), "The autogroup
+    feature"); so the session's own is set as well.
+    """
+    os.nice(niceness)
+    with contextlib.suppress(OSError):  # there is no such file where the kernel does not do that
+        Path("/proc/self/autogroup").write_text(str(niceness))

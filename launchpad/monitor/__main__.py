@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-os.nice(10)  # what is watched goes first, also while this program is still being loaded
+from launchpad.children import give_way
+
+give_way(10)  # what is watched goes first, also while this program is still being loaded
 
 from launchpad.monitor.watch import in_background  # noqa: E402
 

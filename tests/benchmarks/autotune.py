@@ -31,7 +31,7 @@ from launchpad.loadtest.arrivals import constant_rate, poisson
 from tests.integration.conftest import REPOSITORY, Checkout
 
 MODEL = "digits-cnn"
-RATES = (200, 1000, 1600, 200)
+RATES = (800, 4000, 5500, 800)
 DECLARED = "{max_batch_size: 16, batch_timeout_micros: 500, max_enqueued_batches: 64}"
 FIXED = {
     "off": "off",
@@ -39,11 +39,12 @@ FIXED = {
     "4, 0 µs": "{max_batch_size: 4, batch_timeout_micros: 0, max_enqueued_batches: 256}",
     "16, 0 µs": "{max_batch_size: 16, batch_timeout_micros: 0, max_enqueued_batches: 64}",
     "8, 2000 µs": "{max_batch_size: 8, batch_timeout_micros: 2000, max_enqueued_batches: 128}",
+    "64, 0 µs": "{max_batch_size: 64, batch_timeout_micros: 0, max_enqueued_batches: 16}",
     "64, 5000 µs": "{max_batch_size: 64, batch_timeout_micros: 5000, max_enqueued_batches: 16}",
 }
 AUTOTUNE = (
-    "autotune: {{policy: {policy}, load_floor_rps: 200, interval_s: 1, window_s: 3, min_requests: 200, "
-    "confirmations: 1, cool_down_s: 2, changes_per_hour: 1000}}"
+    "autotune: {{policy: {policy}, load_floor_rps: 200, interval_s: 2, window_s: 4, min_requests: 200, "
+    "confirmations: 1, cool_down_s: 4, changes_per_hour: 1000}}"
 )
 
 
@@ -89,6 +90,8 @@ def prepared(root: Path, name: str, batching: str, policy: str, seconds: int) ->
         shutil.copytree(profiles, root / "serving" / "profiles", dirs_exist_ok=True)
     for stage in ("export", "configure"):
         checkout.invoke(stage, check=True)
+    if policy == "model":  # has the simulator compiled, as it is where `invoke tune` has run
+        checkout.invoke("tune", "--explain", "--model", MODEL, check=True)
     return Contender(name, checkout, policy)
 
 
@@ -147,7 +150,7 @@ def show(contenders: list[Contender]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=18, help="length of a phase; a multiple of 3")
+    parser.add_argument("--seconds", type=int, default=24, help="length of a phase; a multiple of 3")
     parser.add_argument("--policies", default="threshold,model", help="policies to try")
     parser.add_argument("--fixed", default=";".join(FIXED), help="fixed parameters to compare with, between semicolons")
     parser.add_argument("--rounds", type=int, default=1)

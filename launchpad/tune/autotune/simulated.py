@@ -19,7 +19,11 @@ SIMULATED = 12_000
 HEADROOM = 1.2
 """Rates are simulated this much higher: they are means of a window, and what is best must bear its fluctuations."""
 SURGE = 4.0
-"""Of parameters that are as good as the best at the present rate, those are taken that are best at so many times it."""
+"""Of parameters that are as good as the best at the present rate, those are taken that are best at so many times it.
+
+Among these, those that wait the least for others, and then those with the largest batches, which bear most: what is as
+good at many rates need not be changed when the rate does.
+"""
 STEP = 1.1
 """Rates, and latencies under a surge, that differ by less than this factor are taken for one."""
 TIMEOUTS_MICROS = (0, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -45,6 +49,11 @@ class Simulated:
     _known: dict[Key, Wish] = field(default_factory=dict)
     _seen_ms: dict[Key, float] = field(default_factory=dict)
 
+    def prepare(self) -> None:
+        """Have the simulator compiled, before there is anything to decide."""
+        model = next(iter(self.costs))
+        self.expected_ms(model, {}, {model: 1.0})
+
     def __call__(self, name: str, situation: Situation) -> Wish:
         """Return what is best for a model, or for the server's thread pool, the others being as they are."""
         rates = {model: seen.rate_rps for model, seen in situation.seen.items() if model in self.costs}
@@ -59,18 +68,18 @@ class Simulated:
 
     def _wish(self, name: str, settings: Mapping[str, Setting], rates: Mapping[str, float], slowness: float) -> Wish:
         current = settings[name]
-        if name != SERVER and name not in rates:
+        if not rates or (name != SERVER and name not in rates):
             return Wish(current, "its costs are not known, or nothing is asked of it")
 
         def expected_ms(setting: Setting, surge: float = 1.0) -> float:
             at = {model: surge * rate_rps for model, rate_rps in rates.items()}
             return self.expected_ms(name, {**settings, name: setting}, at, slowness)
 
-        now_ms = expected_ms(current)
+        now_ms, limit_ms = expected_ms(current), self.rules.p99_ms
         found = {other: expected_ms(other) for other in self._candidates(current)}
         least_ms = min(found.values())
         good = [other for other, value_ms in found.items() if value_ms <= least_ms * (1 + self.rules.declared.min_gain)]
-        best = min(good, key=lambda other: (_step(expected_ms(other, SURGE)), found[other]))
+        best = min(good, key=lambda other: (_step(min(expected_ms(other, SURGE), limit_ms)), *_cautious(other)))
         gain = POOL_GAIN if name == SERVER else self.rules.declared.min_gain
         rate = f"{sum(rates.values()) if name == SERVER else rates[name]:.0f} requests/s"
         rate += f" on a machine {slowness:g} times as slow as when it was profiled" if slowness > 1 else ""
@@ -147,6 +156,12 @@ def _latency_ms(latency_s: np.ndarray, arrivals: Arrivals, queue: int | None) ->
 
 def _name(item: tuple[str, Setting]) -> str:
     return item[0]
+
+
+def _cautious(setting: Setting) -> tuple[int, int]:
+    if isinstance(setting, ThreadPool):
+        return 0, setting.num_batch_threads
+    return (setting.batch_timeout_micros, -setting.max_batch_size) if setting else (0, 0)
 
 
 def _step(value: float) -> float:

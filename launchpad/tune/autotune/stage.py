@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from launchpad import batching, console, declaration, replacement
@@ -26,8 +26,6 @@ from launchpad.tune.autotune.threshold import threshold
 from launchpad.tune.autotune.tuner import SERVER, Autotuner, Entry, PolicyOfAll
 
 METRICS_TIMEOUT_S = 5.0
-NICENESS = 10
-"""What is computed here waits for the server where they share processors."""
 REPEAT_S = 60.0
 """A hold whose reason is the same as before is shown again after so long."""
 
@@ -93,8 +91,8 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
     settings = _settings(declared, policy)
     rules = rules_of(declared, settings)
     models = _models(declared, settings)
-    os.nice(NICENESS)
-    with exclusive(Layout(root).autotune_lock, "another autotuner adjusts this checkout's server"):
+    alone = exclusive(Layout(root).autotune_lock, "another autotuner adjusts this checkout's server")
+    with alone, ExitStack() as cleanup:
         live = LiveServer(declared)
         screen, journal = Screen(dry_run), Journal(declared, settings.policy)
 
@@ -104,7 +102,7 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
 
         adjusted = [*models, SERVER] if settings.policy == "model" and not live.fixed_threads else models
         try:
-            policy_of_all, watched = _policy(declared, settings, rules, models, live)
+            policy_of_all, watched = _policy(declared, settings, rules, models, live, cleanup)
             tuner = Autotuner(live, adjusted, policy_of_all, rules, tell, dry_run, watched=watched)
         except (ServerError, ValueError) as error:
             raise EnvironmentFault(f"the server cannot be adjusted: {error}", fix="see `invoke status`") from None
@@ -162,7 +160,12 @@ def _models(declared: Declaration, settings: Autotune) -> list[str]:
 
 
 def _policy(
-    declared: Declaration, settings: Autotune, rules: Rules, models: Sequence[str], live: LiveServer
+    declared: Declaration,
+    settings: Autotune,
+    rules: Rules,
+    models: Sequence[str],
+    live: LiveServer,
+    cleanup: ExitStack,
 ) -> tuple[PolicyOfAll, dict[str, Setting]]:
     """Return the policy, and the other models whose load it counts, with what they have.
 
@@ -172,6 +175,7 @@ def _policy(
         wish = threshold(rules)
         return lambda name, situation: wish(situation.settings[name], situation.seen[name]), {}
     from launchpad.tune import profile
+    from launchpad.tune.autotune.aside import Aside
     from launchpad.tune.autotune.simulated import Simulated
 
     layout = Layout(declared.root)
@@ -186,8 +190,7 @@ def _policy(
     threads = int(declared.pipeline.serving.flags.get("rest_api_num_threads", FLAGS["rest_api_num_threads"].default))
     costs = {name: its.times() for name, its in known.items()}
     simulated = Simulated(rules, costs, known[models[0]].host(threads), replacement.batch_threads(layout))
-    simulated.expected_ms(models[0], {}, {models[0]: 1.0})  # compiles the simulator, before there is anything to decide
-    return simulated, {name: live.setting(name, live.version(name)) for name in watched}
+    return cleanup.enter_context(Aside(simulated)), {name: live.setting(name, live.version(name)) for name in watched}
 
 
 class Screen:

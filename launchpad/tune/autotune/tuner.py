@@ -23,6 +23,8 @@ from launchpad.tune.autotune.observing import observe
 
 SERVER = "the server"
 """What stands for the server's own setting, among the models'."""
+SETTLE_S = 1.0
+"""What is seen so soon after a change is the change's own: loading and letting go of a version take the processor."""
 
 
 @dataclass(frozen=True)
@@ -196,14 +198,12 @@ class Autotuner:
         except (LaunchpadError, ServerError, OSError) as error:
             model.state = control.postponed(model.state, self._clock())
             return f"could not be applied: {error}"
-        done_s = self._clock()
-        model.state = control.changed(model.state, decision, seen, done_s)
-        model.since_s = done_s
-        with contextlib.suppress(LaunchpadError, ServerError, ValueError):  # else the next look tells of it
-            if name == SERVER:  # another server counts from nought
-                self._pages.clear()
+        model.since_s = self._clock() + SETTLE_S
+        model.state = control.changed(model.state, decision, seen, model.since_s)
+        if name == SERVER:  # another server counts from nought
+            self._pages.clear()
+            with contextlib.suppress(LaunchpadError):  # else the next look tells of it
                 self._instance = self._live.instance()
-            self._read_page()
         return "applied"
 
     def _enter(self, name: str, before: Setting, decision: Decision, seen: Observation | None, outcome: str) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
+import psutil
 import pytest
 
+from launchpad.errors import EnvironmentFault
 from launchpad.spec import Autotune, BatchQueue, Between, Bounds
+from launchpad.tune.autotune.aside import Aside
 from launchpad.tune.autotune.control import Observation, Rules, ThreadPool
 from launchpad.tune.autotune.simulated import Simulated
 from launchpad.tune.autotune.tuner import SERVER, Situation
@@ -71,3 +76,30 @@ def test_a_rate_that_hardly_differs_is_not_computed_again():
     for requests in (10_000, 10_010):
         policy("m", Situation({"m": ONE}, {"m": Observation(0.0, 10.0, requests, 0)}))
     assert len(policy._known) == 1
+
+
+def test_of_what_is_as_good_the_largest_batches_that_wait_the_least_are_wanted():
+    """They are as good at other rates too: with another rate nothing has to change."""
+    patient = BatchQueue(max_batch_size=32, batch_timeout_micros=2000, max_enqueued_batches=50)
+    found = wish(20, patient).setting
+    assert (found.max_batch_size, found.batch_timeout_micros) == (32, 0)
+    assert wish(300, found).setting == found
+
+
+def test_a_server_that_nothing_is_asked_of_keeps_its_threads():
+    policy = Simulated(RULES, {"m": CHEAP_IN_BATCHES}, HOST, threads=2)
+    seen = {SERVER: Observation(0.0, 10.0, 1000, 0)}
+    found = policy(SERVER, Situation({"m": ONE, SERVER: ThreadPool(1)}, seen))
+    assert found.setting == ThreadPool(1) and "nothing is asked" in found.reason
+
+
+def test_the_policy_computed_aside_is_the_same_gives_way_and_tells_when_its_process_has_ended():
+    policy = Simulated(RULES, {"m": CHEAP_IN_BATCHES}, HOST, threads=2)
+    situation = Situation({"m": ONE}, {"m": Observation(0.0, 10.0, 15_000, 0, p99_ms=2.0)})
+    with Aside(policy) as aside:
+        assert aside("m", situation) == policy("m", situation)
+        (process,) = psutil.Process().children()
+        assert os.getsid(process.pid) == process.pid and process.nice() == 19
+        process.kill()
+        with pytest.raises(EnvironmentFault, match="has ended"):
+            aside("m", situation)

@@ -125,6 +125,19 @@ def test_a_step_that_makes_it_worse_is_taken_back_and_not_repeated(server):
     assert [entry.decision.action for entry in entries if entry.is_change] == ["change", "change", "return"]
 
 
+def test_what_a_change_itself_costs_is_not_held_against_it(server):
+    run = Run(server)
+    assert run.go(2)[-1].outcome == "applied"
+    server.latency_ms = lambda queue: 90.0
+    for _ in range(2):
+        run.now_s += 0.3
+        run.tuner.look()
+        server.serve(6)
+    server.latency_ms = lambda queue: 20.0
+    assert not [entry for entry in run.go(3) if entry.decision.action == "return"]
+    assert any("the change is good" in entry.decision.reason for entry in run.entries)
+
+
 def test_metrics_that_stop_change_nothing_and_are_told(server):
     run = Run(server)
     run.go(1)
