@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launchpad import files, pbtxt
+from launchpad import files, pbtxt, warming
 from launchpad.backends import how_ended
 from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.declaration import Declaration
@@ -206,6 +206,7 @@ class Publisher:
             parameters.unlink(missing_ok=True)  # a link: written through, it would change the source
         if isinstance(batching, BatchQueue):
             files.write_text(parameters, pbtxt.batching_parameters(batching))
+            warming.cover(place, batching.batch_sizes)
         weights = (files.read_json(place / ORIGIN) or {"weights of": int(source.name)})["weights of"]
         (place / ORIGIN).unlink(missing_ok=True)
         origin = {"weights of": weights, "published": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "why": why}

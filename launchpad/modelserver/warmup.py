@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import google_crc32c
 from google.protobuf.message import DecodeError
 
 from .inference import Inference, Job
@@ -15,6 +13,7 @@ from .protos import PredictionLog
 from .servable import DEFAULT_SIGNATURE, Servable
 from .status import Code, ServingError, invalid_argument
 from .tensor_proto import from_proto
+from .tfrecord import Corrupted, read
 
 MAX_RECORDS = 1000
 _REQUESTS_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
@@ -70,33 +69,8 @@ def _predict_job(servable: Servable, request: Any, inference: Inference) -> Job:
     return inference.predict(servable, signature, tensors, request.output_filter)
 
 
-_LENGTH = struct.Struct("<QI")
-_CHECKSUM = struct.Struct("<I")
-_MASK_DELTA = 0xA282EAD8
-
-
 def _records(file: BinaryIO) -> Iterator[bytes]:
-    """The records of a TFRecord file: length, its checksum, data, its checksum."""
-    offset = 0
-    while header := file.read(_LENGTH.size):
-        if len(header) < _LENGTH.size:
-            raise _corrupted("truncated record", offset)
-        length, checksum = _LENGTH.unpack(header)
-        if _masked_crc(header[:8]) != checksum:
-            raise _corrupted("corrupted record", offset)
-        data, trailer = file.read(length), file.read(_CHECKSUM.size)
-        if len(trailer) < _CHECKSUM.size:
-            raise _corrupted("truncated record", offset)
-        if (_masked_crc(data),) != _CHECKSUM.unpack(trailer):
-            raise _corrupted("corrupted record", offset)
-        yield data
-        offset += _LENGTH.size + length + _CHECKSUM.size
-
-
-def _corrupted(kind: str, offset: int) -> ServingError:
-    return ServingError(Code.DATA_LOSS, f"{kind} at {offset}. Please verify your warmup data is in TFRecord format.")
-
-
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+    try:
+        yield from read(file)
+    except Corrupted as error:
+        raise ServingError(Code.DATA_LOSS, f"{error}. Please verify your warmup data is in TFRecord format.") from None

@@ -85,6 +85,14 @@ def test_new_parameters_take_over_with_the_same_weights_and_no_failed_request(pu
     assert "digits-cnn, changed while it ran: weights of version 1" in served.invoke("status", check=True).stdout
 
 
+def test_a_version_with_larger_batches_is_warmed_for_each_of_their_sizes(publisher, served):
+    larger = BatchQueue(max_batch_size=24, max_enqueued_batches=100)
+    published = publisher.publish(MODEL, batching=larger, replace=True)
+    signatures = 4
+    said = f"model {MODEL} version {published.version} warmed up with {24 * signatures} requests"
+    assert said in served.layout.server_log.read_text()
+
+
 def test_a_version_that_cannot_be_loaded_is_withdrawn_and_the_old_one_serves_on(publisher, served, tmp_path):
     broken = tmp_path / "7"
     broken.mkdir()

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import grpc
 import pytest
 
 from launchpad.modelserver import protos
+from launchpad.modelserver.tfrecord import framed
 from tests.waiting import wait_for
 
 from .conftest import Server, Start, call, free_port, predict_request
@@ -180,17 +180,9 @@ def test_the_ports_stay_closed_until_there_is_a_model(start_server: Start, model
 
 def _records(requests: list[Any]) -> bytes:
     """A TFRecord file."""
-
-    def masked(data: bytes) -> bytes:
-        crc = google_crc32c.value(data)
-        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-    parts = []
-    for request in requests:
-        data = request if isinstance(request, bytes) else request.SerializeToString()
-        length = struct.pack("<Q", len(data))
-        parts += [length, masked(length), data, masked(data)]
-    return b"".join(parts)
+    return b"".join(
+        framed(request if isinstance(request, bytes) else request.SerializeToString()) for request in requests
+    )
 
 
 def _warm_model(models: Path, folder: Path, name: str, records: bytes) -> Path:
