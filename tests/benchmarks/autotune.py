@@ -43,7 +43,7 @@ FIXED = {
     "64, 5000 µs": "{max_batch_size: 64, batch_timeout_micros: 5000, max_enqueued_batches: 16}",
 }
 AUTOTUNE = (
-    "autotune: {{policy: {policy}, load_floor_rps: 200, interval_s: 2, window_s: 4, min_requests: 200, "
+    "autotune: {{policy: {policy}, load_floor_rps: 200, interval_s: 3, window_s: 6, min_requests: 200, "
     "confirmations: 1, cool_down_s: 4, changes_per_hour: 1000}}"
 )
 
