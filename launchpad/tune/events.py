@@ -208,7 +208,7 @@ def run(
     q: Any,  # [queues, 10] int64, see above
     timeouts: Any,  # [queues] s
     work: Any,  # [queues, rows + 1] s of a batch of so many rows, padding included
-    task_s: Any,  # [queues] s that each request adds to its batch
+    task_s: Any,  # [queues, rows + 1] s that each request adds to a batch of so many rows
     front_s: Any,  # [queues, 2] s of reading and of answering a request
     factors: Any,  # noise of batch times, all queues' one after the other
     factor_ends: Any,  # [queues]
@@ -412,8 +412,8 @@ def run(
                 answered = held_now
             elif kind == RUN:
                 mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
-                extra[f] = 0.0
-                front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1]
+                extra[f] = task_s[batches[held_now, QUEUE], batches[held_now, ROWS]]
+                front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
                 fronts_busy += 1
             elif kind == ANSWERS:
                 k = batches[held_now, QUEUE]
@@ -475,7 +475,7 @@ def run(
                 if kind == DONE:
                     threads_busy -= 1
                     mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
-                    extra[f] = task_s[batches[held_now, QUEUE]]
+                    extra[f] = task_s[batches[held_now, QUEUE], batches[held_now, ROWS]]
                     front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
@@ -499,7 +499,7 @@ def run(
                             queued[r] = now - entered[r]
                         if work[k, batches[b, ROWS]] < inline_s:
                             mode[f], argument[f] = RUN, b
-                            front_end[f] = work_clock + seconds + task_s[k] * (part_ends[b] - batches[b, FIRST])
+                            front_end[f] = work_clock + seconds
                             fronts_busy += 1
                             again[f] = True
                             break
@@ -530,7 +530,7 @@ def run(
                         tried += 1
                 k = batches[b, QUEUE]
                 seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
-                seconds += task_s[k] * (part_ends[b] - batches[b, FIRST])
+                seconds += task_s[k, batches[b, ROWS]] * (part_ends[b] - batches[b, FIRST])
                 seconds = seconds
                 job_end[jobs], job_of[jobs], thread_of[jobs] = work_clock + seconds, b, tried
                 jobs += 1

@@ -40,6 +40,8 @@ FEWER_SIZES = (1, 4, 16, 64, 128)
 INTRA_OP = "tensorflow_intra_op_parallelism"
 FEWEST_CALLS = 12
 USERS = 24
+MANY_USERS = 192
+"""Users with whom batches are as deep as a queue under overload makes them."""
 LOADED_S = 3.5
 WINDOW_S = 2.0
 MIDDLE = 0.4
@@ -95,7 +97,8 @@ class Profile:
     residuals: QUANTILES of single runs over their size's median, a mean of 1. spread_s: quartiles of each size's runs.
     together: {k: run of k batches at once over that of one}.
     full: a request without batching at the highest rate; large: one of LARGE rows likewise; batched: at the highest
-    rate with batching; middle: without batching at MIDDLE of the highest rate, and its median latency.
+    rate with batching; deep: likewise with MANY_USERS, None where it was not measured; middle: without batching at
+    MIDDLE of the highest rate, and its median latency.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
     paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy; 1 on average.
     operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
@@ -124,13 +127,14 @@ class Profile:
     pace_s: float = pace.SLICE_S
     operation_threads: int = 0
     otherwise: Otherwise | None = None
+    deep: Use | None = None
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     path_s: float = 0.0
 
     @property
     def others(self) -> float:
-        return max(use.others for use in (self.full, self.large, self.batched, self.middle))
+        return max(use.others for use in (self.full, self.large, self.batched, self.deep, self.middle) if use)
 
     def _run_s(self, use: Use) -> float:
         """A run under full load without what neighbours took of the processor meanwhile.
@@ -157,11 +161,27 @@ class Profile:
         return max(1e-6, self.full.server_s - self._run_s(self.full))
 
     @property
-    def task_s(self) -> float:
-        """What a request adds to its batch beyond the run."""
-        rows = max(1.0, self.batched.batch)
-        run = float(np.interp(rows, np.arange(len(self.batch_s)), self.batch_s)) / rows
-        return max(0.0, self.batched.server_s - self.front_s - run)
+    def task_s(self) -> np.ndarray:
+        """[largest + 1] s that each request adds to a batch of so many rows beyond the run. Less than nothing where the
+        work on many at once saves more than forming the batch costs.
+
+        Measured at two sizes, and interpolated by the logarithm. Deep batches that do not run on the event loop run
+        beside it, and what the processor then takes says nothing of a request's own work.
+        """
+        known = [(max(1.0, self.batched.batch), max(0.0, self._added_s(self.batched)))]
+        if self.deep and self.deep.batch > known[0][0] and self._batch_of(self.deep) < self._inline_s:
+            known.append((self.deep.batch, self._added_s(self.deep)))
+        sizes, added = zip(*known, strict=True)
+        rows = np.maximum(np.arange(len(self.batch_s)), 1)
+        return np.maximum(np.interp(np.log(rows), np.log(sizes), added), -0.9 * self.front_s * (1 - READ_SHARE))
+
+    def _added_s(self, use: Use) -> float:
+        rows = max(1.0, use.batch)
+        return use.server_s - self.front_s - self._batch_of(use) / rows
+
+    def _batch_of(self, use: Use) -> float:
+        """Return the s of a batch of a load's mean size."""
+        return float(np.interp(max(1.0, use.batch), np.arange(len(self.batch_s)), self.batch_s))
 
     @property
     def batch_cores(self) -> float:
@@ -259,6 +279,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
             "traffic": [line.model_copy(update={"batch": LARGE}).model_dump(mode="json")],
         },
     }
+    loads["deep"] = loads["full"] | {"users": MANY_USERS}
     inputs = examples.inputs[line.signature]
     advance("a server without batching")
     bench.declare({}, 1, loads)
@@ -278,7 +299,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         advance("the highest rate with batching")
         queue = BatchQueue(max_batch_size=64, max_enqueued_batches=64)
         bench.declare({line.model: queue}, int(machine.describe()["cores"]), loads)
-        batched = use(bench, bench.launch(), "full")
+        server = bench.launch()
+        batched, deep = (use(bench, server, name) for name in ("full", "deep"))
         threads, other = operation_threads(bench.flags, server.backend)
         otherwise = None
         if other:
@@ -315,6 +337,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         pace_s=pace.SLICE_S,
         operation_threads=threads,
         otherwise=otherwise,
+        deep=deep,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     return calibrated(profile)

@@ -118,7 +118,7 @@ def why(done: Tuning) -> str:
     costs = (
         f"A request costs {times.front_s * 1e6:.0f} µs of processor time outside the model; the model takes "
         f"{alone:.0f} µs for one row and {many:.0f} µs a row in a batch of 16, to which batching adds "
-        f"{times.task_s * 1e6:.0f} µs a request."
+        f"{max(0.0, times.task_s[min(16, len(batches) - 1)]) * 1e6:.0f} µs a request."
     )
     value = f"{_number(best.value)} {done.goal.unit} ({_number(best.low)} to {_number(best.high)})"
     if best.chosen.queue is None:

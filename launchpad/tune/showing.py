@@ -32,7 +32,8 @@ def show_profile(context: Context, model: str | None) -> None:
         console.table(f"{found.traffic.line} on {found.backend}", columns, rows, right=columns)
         for what, seconds in (
             ("a request outside its run, under full load", found.front_s),
-            ("a request adds to its batch", found.task_s),
+            ("a request adds to a batch of 16", found.task_s[16]),
+            ("a request adds to a batch of 64", found.task_s[64]),
             ("a request that comes while nothing is under way costs more", found.wake_s),
             ("the load generator, a request under full load", found.full.generator_s),
         ):
@@ -148,5 +149,6 @@ def bound(found: profile.Profile, chosen: Configuration, result: Any) -> str:
         return f"{batches}the cores are all in use; the generator has {result.generator_use:.0%} of one"
     if chosen.queue and result.thread_use > 0.9:
         return f"{batches}the batch threads are always busy"
-    front = found.front_s + (found.task_s if chosen.queue else 0.0)
+    added = found.task_s[min(round(result.mean_batch), len(found.task_s) - 1)] if len(result.batch_rows) else 0.0
+    front = found.front_s + added
     return f"{batches}reading and answering, {front * 1e6:.0f} µs a request, keep the request work at its limit"

@@ -28,14 +28,15 @@ class ServiceTimes:
     """What one signature of a model costs, in seconds on an idle processor.
 
     batch_s: [largest batch + 1], the run of a batch of so many rows; the first entry is not used.
-    task_s: what each request adds to its batch, such as joining inputs and cutting outputs apart; an event loop's own
-    work, since it shares an interpreter with the batch threads.
+    task_s: [largest batch + 1], what each request adds to a batch of so many rows, such as joining inputs and cutting
+    outputs apart, or saves where it is negative; an event loop's own work, since it shares an interpreter with the
+    batch threads. The last counts for all beyond.
     read_s, answer_s: work on a request before and after its batch.
     noise: factors on batch_s that are drawn from with equal chance, such as measured residuals; their mean should be 1.
     """
 
     batch_s: np.ndarray
-    task_s: float = 0.0
+    task_s: np.ndarray = field(default_factory=lambda: np.zeros(1))
     read_s: float = 0.0
     answer_s: float = 0.0
     noise: np.ndarray = field(default_factory=lambda: NO_NOISE)
@@ -202,7 +203,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         numbers,
         np.array([queue.batching.batch_timeout_micros / 1e6 if queue.batching else 0.0 for queue in queues]),
         np.stack([_work(queue, most_rows) for queue in queues]),
-        np.array([queue.times.task_s for queue in queues]),
+        np.stack([_added(queue, most_rows) for queue in queues]),
         np.array([(queue.times.read_s, queue.times.answer_s) for queue in queues]),
         np.concatenate([np.asarray(queue.times.noise, np.float64) for queue in queues]),
         np.cumsum([len(queue.times.noise) for queue in queues]),
@@ -278,6 +279,12 @@ def _work(queue: Queue, most_rows: int) -> np.ndarray:
         sizes = np.asarray(allowed)
         rows = np.where(rows <= sizes[-1], sizes[np.minimum(np.searchsorted(sizes, rows), len(sizes) - 1)], rows)
     return _table(queue.times.batch_s, int(rows.max()))[rows]
+
+
+def _added(queue: Queue, most_rows: int) -> np.ndarray:
+    """Return [most_rows + 1]: seconds that each request adds to a batch of so many rows."""
+    known = np.asarray(queue.times.task_s, np.float64)
+    return np.interp(np.arange(most_rows + 1), np.arange(len(known)), known)
 
 
 def _table(batch_s: np.ndarray, rows: int) -> np.ndarray:

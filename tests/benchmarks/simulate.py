@@ -15,7 +15,7 @@ from launchpad.tune.simulate import TENSORFLOW_POLL_S, Host, Queue, ServiceTimes
 REQUESTS = 1_000_000
 RATE_RPS = 5000.0
 TIMES = ServiceTimes(
-    1e-4 + 5e-5 * np.arange(65), task_s=1e-5, read_s=4e-5, answer_s=2e-5, noise=np.linspace(0.8, 1.2, 50)
+    1e-4 + 5e-5 * np.arange(65), task_s=np.full(65, 1e-5), read_s=4e-5, answer_s=2e-5, noise=np.linspace(0.8, 1.2, 50)
 )
 BATCHED = BatchQueue(max_batch_size=64, batch_timeout_micros=500, max_enqueued_batches=64)
 LOOP = Host(cores=2, event_loop=True, inline_s=8e-4, send_s=1e-5, receive_s=1e-5, wake_s=1e-4, client_wake_s=5e-5)

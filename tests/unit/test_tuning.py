@@ -28,7 +28,7 @@ def batched(size: int, threads: int = 1, bound: int = 64, timeout_us: int = 0) -
 
 def model(fixed_s: float, row_s: float) -> Model:
     """One request worker that also runs the batches: what batching saves is the fixed part of a run."""
-    times = ServiceTimes(fixed_s + row_s * np.arange(129), task_s=1e-5, read_s=4e-5, answer_s=2e-5)
+    times = ServiceTimes(fixed_s + row_s * np.arange(129), task_s=np.full(129, 1e-5), read_s=4e-5, answer_s=2e-5)
     return Model(times, Host(cores=2, event_loop=True, inline_s=1.0))
 
 
@@ -192,8 +192,21 @@ def test_what_a_request_costs_is_divided_into_run_front_and_batching():
     assert found.front_s == pytest.approx(6e-5)
     assert found.batch_s[1] == pytest.approx(8e-5)  # as under load, not as by itself
     assert found.batch_s[8] == pytest.approx(2e-4)
-    assert found.task_s == pytest.approx(1.1e-4 - 6e-5 - found.batch_s[16] / 16)
+    assert found.task_s == pytest.approx(np.full(129, 1.1e-4 - 6e-5 - found.batch_s[16] / 16))
     assert (np.diff(found.batch_s) >= 0).all()
+
+
+def test_what_deep_batches_save_counts_by_their_size_and_only_on_the_event_loop():
+    deep = use(server_s=5.6e-5, batch=32.0)
+    quick = a_profile(run_s=tuple(1e-4 + 1e-6 * size for size in profile.SIZES), deep=deep)
+    assert quick._batch_of(deep) < quick._inline_s
+    adds = quick.task_s
+    assert adds[32] == pytest.approx(5.6e-5 - 6e-5 - quick.batch_s[32] / 32) and adds[32] < 0
+    assert adds[32] == adds[128] < adds[24] < adds[16] == adds[1]
+    runs = tuple(1e-3 + 2e-5 * size for size in profile.SIZES)
+    slow = a_profile(run_s=runs, full=use(run_s=9e-4, server_s=9.6e-4), large=use(run_s=1.1e-3), deep=deep)
+    assert slow.task_s[128] == slow.task_s[16]  # its batches run beside the loop
+    assert a_profile(backend="native", deep=deep).task_s[128] == a_profile(backend="native").task_s[16]
 
 
 OTHERWISE = profile.Otherwise(2, tuple((1e-4 + 2e-5 * size) / 2 for size in profile.FEWER_SIZES), {2: 2.0})
