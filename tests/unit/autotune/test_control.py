@@ -186,7 +186,7 @@ def test_whatever_comes_it_keeps_its_own_limits(looks):
             state = changed(state, decision, observation, at_s)
             changes.append(at_s)
             assert state.current == decision.to
+            assert all(time_s > at_s - 3600 for time_s in state.changes)
         else:
             tried_in_vain.append(decision.to)
             state = refused(state, decision)
-        assert all(time_s > at_s - 3600 for time_s in state.changes)
