@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from launchpad.runfolder import HIGHEST_US, LOWEST_US
@@ -28,6 +29,18 @@ def count(counts: Counts, latency_ns: int) -> None:
 
 
 def add_to(histogram: HdrHistogram, counts: Mapping[int, int] | Iterable[tuple[int, int]]) -> None:
-    """Add counts to a histogram of µs; what lies outside its range counts as its ends."""
-    for value, many in counts.items() if isinstance(counts, Mapping) else counts:
-        histogram.record_value(min(max(value, LOWEST_US), HIGHEST_US), many)
+    """Add counts to a histogram of µs; what lies outside its range counts as its ends.
+
+    All at once, for it happens beside the load, once a second, and takes from the processor what the load needs. A
+    value's cell is that of the format: its bucket, which halves the resolution each time, and its place in it.
+    """
+    pairs = np.array([*(counts.items() if isinstance(counts, Mapping) else counts)], np.int64).reshape(-1, 2)
+    if not len(pairs):
+        return
+    values, many = pairs[:, 0].clip(LOWEST_US, HIGHEST_US), pairs[:, 1]
+    bucket = np.maximum(np.frexp(values)[1] - SIGNIFICANT_BITS, 0)
+    cells = (bucket << SIGNIFICANT_BITS - 1) + (values >> bucket)
+    np.add.at(np.frombuffer(histogram.counts, np.uint64), cells, many.astype(np.uint64))
+    histogram.total_count += int(many.sum())
+    histogram.min_value = min(histogram.min_value, int(values.min()))
+    histogram.max_value = max(histogram.max_value, int(values.max()))

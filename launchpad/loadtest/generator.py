@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from launchpad import children
 from launchpad.layout import Layout
@@ -150,7 +151,7 @@ def _parts(generator: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     assert generator.stdout is not None
     for text in generator.stdout:
         with contextlib.suppress(ValueError):
-            part = json.loads(text)
+            part = orjson.loads(text)
             if isinstance(part, dict) and "second" in part:
                 yield part
 

@@ -19,6 +19,7 @@ from hdrh.histogram import HdrHistogram
 from launchpad.loadtest.counts import add_to
 from launchpad.runfolder import ERROR_COLUMNS, ERRORS, HISTOGRAMS, HISTORY, HISTORY_COLUMNS, RESPONSE, histogram
 
+PERCENTILES = (50, 95, 99, 100)
 LATENESS_S = 2
 """How long after its end a second is still waited for."""
 
@@ -73,9 +74,8 @@ class RunWriter:
 
     def _write_cell(self, second: int, line: str, cell: _Cell) -> None:
         response, failures = cell.latencies.get(RESPONSE), cell.failures.total()
-        percentiles = [
-            f"{response.get_value_at_percentile(p) / 1000:.3f}" if response else "" for p in (50, 95, 99, 100)
-        ]
+        found = response.get_percentile_to_value_dict(PERCENTILES) if response else {}
+        percentiles = [f"{found[p] / 1000:.3f}" if found else "" for p in PERCENTILES]
         csv.writer(self._history).writerow((second, line, cell.answered + failures, failures, *percentiles))
         for (kind, example), many in cell.failures.items():
             csv.writer(self._errors).writerow((second, line, kind, many, example))
