@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ from launchpad.errors import EnvironmentFault
 from launchpad.server import Server
 
 MIB = 2**20
+FAMILY_S = 10.0
+"""How often the processes that a server started are looked for, which means a look at all that there are."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Resources:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._docker: Any = None
+        self._family: list[psutil.Process] = []
+        self._family_at = -math.inf
         self._gpus = _gpus()
 
     def read(self) -> Reading:
@@ -46,11 +52,12 @@ class Resources:
             process = psutil.Process(self._server.pid)
             if abs(process.create_time() - self._server.created) > 1:
                 return None, None  # another process has the number now
-            family = [process, *process.children(recursive=True)]
+            if time.monotonic() > self._family_at + FAMILY_S:
+                self._family, self._family_at = [process, *process.children(recursive=True)], time.monotonic()
         except psutil.Error:
             return None, None
         cpu_s = memory = 0.0
-        for member in family:
+        for member in self._family:
             with contextlib.suppress(psutil.Error):
                 times = member.cpu_times()
                 cpu_s += times.user + times.system

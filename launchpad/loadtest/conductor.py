@@ -153,10 +153,12 @@ class Conductor:
             "last": last,
             "lines": self.recorder.take(),
         }
+        gevent.sleep(0)  # requests that are due meanwhile go first, here and below
         if isinstance(self._runner, WorkerRunner):
             self._runner.send_message(SECOND, part)
         else:
             self._receive(part)
+        gevent.sleep(0)
         self._feed(part["lines"])
 
     def _receive(self, part: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launchpad import runfolder
-from launchpad.loadtest.counts import Counts, add_to, count
+from launchpad.loadtest.counts import Counts, add_to, count, values_at
 
 PERCENTILES = (0, 25, 50, 90, 99, 99.9, 100)
 IN_RANGE_US = st.one_of(
@@ -37,6 +37,15 @@ def test_a_histogram_fed_from_counts_is_the_one_fed_with_every_value(values_us):
         direct.record_value(value)
     add_to(through, counted(values_us))
     assert seen(through) == seen(direct)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(IN_RANGE_US, min_size=1, max_size=60))
+def test_values_at_percentiles_are_those_that_the_histogram_itself_has(values_us):
+    histogram = runfolder.histogram()
+    add_to(histogram, counted(values_us))
+    wanted = PERCENTILES[1:]
+    assert values_at(histogram, wanted) == [histogram.get_value_at_percentile(p) for p in wanted]
 
 
 @settings(max_examples=20, deadline=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -23,6 +25,19 @@ def test_processor_time_and_memory_are_those_of_the_process_and_grow_with_its_wo
     sum(number * number for number in range(2_000_000))
     after = resources.read()
     assert after.cpu_s > before.cpu_s > 0 and 10 < after.memory_mib < 100_000
+
+
+def test_a_process_that_the_server_started_counts_when_it_is_looked_for_again(monkeypatch):
+    me = psutil.Process()
+    resources = Resources(server(me.pid, me.create_time()))
+    alone = resources.read().memory_mib
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        monkeypatch.setattr("launchpad.resources.FAMILY_S", 0.0)
+        both = resources.read().memory_mib
+        child.stdin.close()
+    assert both > alone + 1
 
 
 def test_another_process_with_the_servers_number_is_not_taken_for_it():
