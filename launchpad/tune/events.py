@@ -222,6 +222,7 @@ def run(
     poll_s: float,
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
+    turn_s: float,  # s that an event loop's turn takes besides
     paces: Any,  # of the processors, one pace_s after the other and round again, from anywhere
     pace_s: float,
     seed: int,
@@ -285,6 +286,7 @@ def run(
     batch_busy, work_done, client_total = 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
+    fresh = True  # nothing has been read yet in this turn of the event loop
 
     while finished < n:
         running = fronts_busy + (1 if client_busy else 0)
@@ -451,6 +453,7 @@ def run(
         )
         if turn_over or not loop:
             turn_end = item_tail
+            fresh = fresh or answered_head < answered_tail
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )
@@ -470,6 +473,9 @@ def run(
                     front_end[f] = work_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
+                    if loop and fresh and kind == READ:
+                        fresh = False
+                        front_end[f] += turn_s
                     fronts_busy += 1
                     break
                 if kind == DONE:
@@ -512,6 +518,7 @@ def run(
                         timer = _earliest(q, timeouts, order, batches, started)
 
         if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
+            fresh = True
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )

@@ -15,7 +15,7 @@ import time
 
 SLICE_S = 0.005
 """Long enough for some dozens of pieces; shorter differences do not show among the latencies."""
-WATCH_S = 6.0
+WATCH_S = 5.0
 """Slow stretches of a quarter of a second come every ten seconds or so on the machines that this was made on."""
 LEAST = 0.01
 """Where the machine gave nothing at all: work that never ends could not be simulated."""

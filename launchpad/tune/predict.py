@@ -97,7 +97,7 @@ class Model:
 
 
 def _costlier(times: ServiceTimes, host: Host, factor: float) -> tuple[ServiceTimes, Host]:
-    return times.costlier(factor), replace(host, wake_s=host.wake_s * factor)
+    return times.costlier(factor), replace(host, wake_s=host.wake_s * factor, turn_s=host.turn_s * factor)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def show_profile(context: Context, model: str | None) -> None:
             ("a request adds to a batch of 16", found.task_s[16]),
             ("a request adds to a batch of 64", found.task_s[64]),
             ("a request that comes while nothing is under way costs more", found.wake_s),
+            ("a turn of the event loop, shared by what is read in it", found.turn_s),
             ("the load generator, a request under full load", found.full.generator_s),
         ):
             console.say(f"  {seconds * 1e6:6.1f} µs  {what}")

@@ -81,6 +81,7 @@ class Host:
     send_s, receive_s: a load generator's own work on a request, on the same cores; latency counts from when the request
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
+    turn_s: what an event loop's turn takes in which requests are read, shared by all that are.
     path_s: what every answered request takes besides, without a processor.
     paces, pace_s: how fast the machine computes, 1 on average, for so many s each: one after the other and round again,
     from one that the seed says.
@@ -97,6 +98,7 @@ class Host:
     receive_s: float = 0.0
     wake_s: float = 0.0
     client_wake_s: float = 0.0
+    turn_s: float = 0.0
     path_s: float = 0.0
     paces: np.ndarray = field(default_factory=lambda: np.ones(1))
     pace_s: float = np.inf
@@ -217,6 +219,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         host.poll_s,
         np.array([host.send_s, host.receive_s]),
         np.array([host.wake_s, host.client_wake_s]),
+        host.turn_s,
         np.asarray(host.paces, np.float64),
         float(host.pace_s),
         seed,

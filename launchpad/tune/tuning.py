@@ -24,7 +24,7 @@ from launchpad.examples import Examples
 from launchpad.layout import Layout
 from launchpad.spec import Batching, BatchQueue, Traffic
 from launchpad.stage import Context, Stopwatch
-from launchpad.tune import predict, profile, reporting
+from launchpad.tune import predict, profile, profiling, reporting
 from launchpad.tune.bench import PROFILE, Bench
 from launchpad.tune.predict import Configuration, Expected, Goal, Limits, Model
 from launchpad.tune.simulate import Result
@@ -171,7 +171,7 @@ def measure_profile(context: Context, model: str) -> profile.Profile:
         raise EnvironmentFault(f"{model} has no examples to send", layout.relative(path), "run `invoke export`")
     steps = iter(range(1, 100))
     with console.progress(f"profile of {line.line}") as advance:
-        found = profile.measure(
+        found = profiling.measure(
             bench, line, Examples.load(path), tuned.model_digest(layout, model), lambda _: advance(next(steps), 8)
         )
     profile.save(layout, found)
@@ -185,7 +185,7 @@ def usable_profile(context: Context, model: str) -> profile.Profile:
     except EnvironmentFault:
         return measure_profile(context, model)
     backend = choose(context).backend.name
-    threads, _ = profile.operation_threads(context.declaration.pipeline.serving.flags, backend)
+    threads, _ = profiling.operation_threads(context.declaration.pipeline.serving.flags, backend)
     fits = (kept.traffic, kept.backend, kept.operation_threads) == (line_of(context, model), backend, threads)
     return kept if fits and not profile.doubts(kept, context.layout) else measure_profile(context, model)
 
@@ -364,7 +364,7 @@ def _near(ranked: Sequence[Expected]) -> float:
 
 
 def _measure_at_rate(bench: Bench, server: Any, state: _State, chosen: Configuration) -> Measured:
-    used = profile.use(bench, server, PROFILE)
+    used = profiling.use(bench, server, PROFILE)
     found = bench.results(runfolder.SUMMARY)[-1]
     totals = found["totals"]
     missed = 1 - (totals["success_rate"] or 0.0)

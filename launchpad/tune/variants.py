@@ -23,7 +23,7 @@ from launchpad.examples import Examples
 from launchpad.server import Server
 from launchpad.spec import Traffic
 from launchpad.stage import Context
-from launchpad.tune import predict, profile, tuning
+from launchpad.tune import predict, profile, profiling, tuning
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Model
 
@@ -119,7 +119,7 @@ def _tried(
         bench.stop()
     if not far <= parity:
         return Variant(kind, far, obstacle=f"answers differ by {far:.2g}, more than acceptance.parity {parity:g}")
-    costs = profile.measure(bench, line, examples, tuned.model_digest(context.layout, line.model), _quiet)
+    costs = profiling.measure(bench, line, examples, tuned.model_digest(context.layout, line.model), _quiet)
     goal = predict.Goal("rate", tuning.goal_of(context).limits)
     return Variant(kind, far, costs, predict.expected(Model.of(costs), configuration, goal, rows=line.batch).value)
 

@@ -161,6 +161,14 @@ def test_an_event_loop_reads_what_has_come_before_it_forms_a_batch_and_answers_i
     assert result.latency_s == pytest.approx([1.9, 1.85, 1.82])  # answered together
 
 
+def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn_takes():
+    """The second and third come while the first is worked on, which has a turn for itself."""
+    queue = Queue(None, ServiceTimes(np.array([0.0, 1.0])))
+    host = Host(event_loop=True, inline_s=10.0, turn_s=0.5)
+    result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.2, 0.3, 9.0])))
+    assert result.latency_s == pytest.approx([1.5, 4.0 - 0.2, 4.0 - 0.3, 1.5])
+
+
 def test_a_load_generator_takes_its_time_and_its_share_of_the_processor():
     host = Host(send_s=0.5, receive_s=0.25)
     result = run(ONE_BY_ONE, [0, 0], host=host)

@@ -13,7 +13,7 @@ from launchpad import batching, tuned
 from launchpad.errors import DeclarationError
 from launchpad.layout import Layout
 from launchpad.spec import BatchQueue, Traffic
-from launchpad.tune import predict, profile, reporting, showing, tuning
+from launchpad.tune import predict, profile, profiling, reporting, showing, tuning
 from launchpad.tune.predict import Configuration, Expected, Goal, Limits, Model
 from launchpad.tune.simulate import Host, ServiceTimes
 
@@ -178,7 +178,9 @@ def a_profile(**values) -> profile.Profile:
         "full": use(),
         "large": use(run_s=2e-4),
         "batched": use(server_s=1.1e-4, batch=16.0),
+        "deep": use(server_s=1.1e-4, batch=16.0),
         "middle": use(rate_rps=2000.0, server_s=2.2e-4, generator_s=9e-5),
+        "high": use(rate_rps=5000.0, server_s=1.75e-4),
         "model_digest": "x",
         "machine": {"cores": 2},
         "seconds": 30.0,
@@ -225,12 +227,12 @@ def test_with_other_threads_for_an_operation_runs_change_as_they_do_by_themselve
 
 
 def test_numbers_of_threads_for_an_operation_are_considered_unless_a_flag_says_how_many(monkeypatch):
-    monkeypatch.setattr(profile.machine, "describe", lambda: {"cores": 8})
-    assert profile.operation_threads({}, "docker") == (8, 1)
-    assert profile.operation_threads({profile.INTRA_OP: 4}, "docker") == (4, 0)
-    assert profile.operation_threads({"tensorflow_session_parallelism": 2}, "embedded") == (2, 0)
-    monkeypatch.setattr(profile.machine, "describe", lambda: {"cores": 1})
-    assert profile.operation_threads({}, "docker") == (1, 0)
+    monkeypatch.setattr(profiling.machine, "describe", lambda: {"cores": 8})
+    assert profiling.operation_threads({}, "docker") == (8, 1)
+    assert profiling.operation_threads({profile.INTRA_OP: 4}, "docker") == (4, 0)
+    assert profiling.operation_threads({"tensorflow_session_parallelism": 2}, "embedded") == (2, 0)
+    monkeypatch.setattr(profiling.machine, "describe", lambda: {"cores": 1})
+    assert profiling.operation_threads({}, "docker") == (1, 0)
     usual, both = (predict.grid(2, [64], operation_threads=numbers) for numbers in ((0,), (0, 2)))
     assert len(both) == 2 * len(usual) == len(set(both))
     assert both[1].title == "off, 2 threads an operation" and both[1].flags[profile.INTRA_OP] == 2
@@ -245,11 +247,16 @@ def test_what_neighbours_take_of_the_processor_does_not_count_as_the_runs():
 
 def test_a_calibrated_profile_gives_the_processor_time_and_the_latency_that_were_measured():
     found = profile.calibrated(a_profile())
-    rate = found.middle.rate_rps
-    result = Model.of(found).at(OFF, rate, 20_000)
-    assert result.processor_use * 2 / rate == pytest.approx(found.middle.server_s, rel=0.1)
-    assert result.generator_use / rate == pytest.approx(found.middle.generator_s, rel=0.1)
-    assert result.percentile_ms(50) == pytest.approx(found.middle.median_s * 1e3, rel=0.1)
+    middle, high = (Model.of(found).at(OFF, use.rate_rps, 20_000) for use in (found.middle, found.high))
+    assert middle.processor_use * 2 / found.middle.rate_rps == pytest.approx(found.middle.server_s, rel=0.03)
+    assert high.processor_use * 2 / found.high.rate_rps == pytest.approx(found.high.server_s, rel=0.03)
+    assert middle.generator_use / found.middle.rate_rps == pytest.approx(found.middle.generator_s, rel=0.03)
+    assert middle.percentile_ms(50) == pytest.approx(found.middle.median_s * 1e3, rel=0.03)
+    assert found.wake_s > 0 and found.turn_s > 0
+
+
+def test_a_server_with_a_thread_for_each_request_has_no_turns():
+    assert profile.calibrated(a_profile(backend="native")).turn_s == 0
 
 
 def test_a_profile_is_the_same_when_it_is_read_again(tmp_path):

@@ -1,0 +1,344 @@
+"""Measures what one line of traffic costs on this machine, in under a minute, on the backend that is in use.
+
+On a server without batching: the run of a batch of each of some sizes, by requests of that size one after the other and
+at once, as the server's own `runtime_latency` counts it; and the processor time of a request at three rates, of the
+server and of the load generator, which share the cores. On a server with batching: the processor time at the highest
+rate again; what is more than the batches alone is what each request adds to its batch. On a server whose operations
+have another number of threads: the runs again, where the declaration leaves that number open.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from launchpad import machine
+from launchpad.client import GrpcClient, RestClient
+from launchpad.errors import EnvironmentFault
+from launchpad.examples import Examples, Values
+from launchpad.server import Server
+from launchpad.spec import BatchQueue, Traffic
+from launchpad.tune import pace
+from launchpad.tune.bench import LOG, Bench
+from launchpad.tune.profile import FEWER_SIZES, INTRA_OP, LARGE, SIZES, USERS, Otherwise, Profile, Use, calibrated
+
+SIZE_TIME_S = 0.4
+FEWEST_CALLS = 12
+MANY_USERS = 192
+"""Users with whom batches are as deep as a queue under overload makes them."""
+LOADED_S = 3.0
+WINDOW_S = 2.0
+MIDDLE = 0.4
+"""Of the highest rate: where little queues, and yet much comes while something else is under way."""
+HIGH = 0.75
+"""Of the highest rate: where the server is seldom idle, and reads few requests at a time."""
+QUANTILES = 200
+SAMPLES = 8
+"""Parts that the window of a load is looked at in."""
+CALM = 25
+"""Percentile of the parts' mean runs that counts: a neighbour on the processor only ever adds to them."""
+RUNTIME = ":tensorflow:serving:runtime_latency"
+REQUESTS = ":tensorflow:serving:request_count"
+PROCESSED = ":tensorflow:serving:batching_session:processed_batch_size"
+
+
+def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advance: Callable[[str], None]) -> Profile:
+    """Measure a line of traffic on servers of the bench, which are ended.
+
+    Raises EnvironmentFault if a server does not start, does not answer, or has no metrics page.
+    """
+    began = time.monotonic()
+    loads: dict[str, dict[str, Any]] = {
+        "full": {"users": USERS, "duration_s": LOADED_S},
+        "large": {
+            "users": USERS,
+            "duration_s": LOADED_S,
+            "traffic": [line.model_copy(update={"batch": LARGE}).model_dump(mode="json")],
+        },
+    }
+    loads["deep"] = loads["full"] | {"users": MANY_USERS}
+    inputs = examples.inputs[line.signature]
+    advance("a server without batching")
+    bench.declare({}, 1, loads)
+    server = bench.launch()
+    try:
+        advance("batch sizes one by one")
+        runs = {size: _runs(server, line, _rows(inputs, size)) for size in SIZES}
+        advance("batches at once")
+        together = _together(server, line, inputs, int(machine.describe()["cores"]))
+        advance("the highest rate")
+        full = use(bench, server, "full")
+        large = use(bench, server, "large")
+        advance("a middle and a high rate")
+        for name, share in (("middle", MIDDLE), ("high", HIGH)):
+            loads[name] = {"loop": "open", "rate_rps": round(share * full.rate_rps), "duration_s": LOADED_S}
+        bench.declare({}, 1, loads)
+        middle, high = (use(bench, server, name) for name in ("middle", "high"))
+        advance("the highest rate with batching")
+        queue = BatchQueue(max_batch_size=64, max_enqueued_batches=64)
+        bench.declare({line.model: queue}, int(machine.describe()["cores"]), loads)
+        server = bench.launch()
+        batched, deep = (use(bench, server, name) for name in ("full", "deep"))
+        threads, other = operation_threads(bench.flags, server.backend)
+        otherwise = None
+        if other:
+            advance(f"{other} thread{'' if other == 1 else 's'} for an operation")
+            bench.declare({}, 1, loads, {INTRA_OP: other})
+            server = bench.launch()
+            medians = [float(np.median(_runs(server, line, _rows(inputs, size)))) for size in FEWER_SIZES]
+            together_then = _together(server, line, inputs, int(machine.describe()["cores"]))
+            otherwise = Otherwise(other, tuple(medians), together_then)
+    finally:
+        bench.stop()
+    advance("the machine's pace")
+    paces = pace.measure(int(machine.describe()["cores"]))
+    medians = [float(np.median(runs[size])) for size in SIZES]
+    row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
+    profile = Profile(
+        traffic=line,
+        backend=server.backend,
+        sizes=SIZES,
+        run_s=tuple(medians),
+        fixed_s=float(fixed_s),
+        row_s=float(row_s),
+        residuals=_residuals(runs),
+        spread_s=tuple((float(low), float(high)) for low, high in (np.percentile(runs[x], (25, 75)) for x in SIZES)),
+        together=together,
+        full=full,
+        large=large,
+        batched=batched,
+        deep=deep,
+        middle=middle,
+        high=high,
+        model_digest=digest,
+        machine=machine.describe(),
+        seconds=round(time.monotonic() - began, 1),
+        paces=paces,
+        pace_s=pace.SLICE_S,
+        operation_threads=threads,
+        otherwise=otherwise,
+        measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    return calibrated(profile)
+
+
+def operation_threads(flags: Mapping[str, Any], backend: str) -> tuple[int, int]:
+    """Return (threads that an operation may use with these flags, another number worth a look: all cores or one).
+
+    The other number is 0, for none, where a flag says how many or there is one core.
+    """
+    cores = int(machine.describe()["cores"])
+    declared = int(flags.get(INTRA_OP, 0) or flags.get("tensorflow_session_parallelism", 0))
+    if declared:
+        return declared, 0
+    threads = (_calm_threads() if backend == "embedded" else 0) or cores
+    return threads, 0 if cores == 1 else 1 if threads > 1 else cores
+
+
+def _calm_threads() -> int:
+    from launchpad.modelserver.config import calm_intra_op_parallelism
+
+    return calm_intra_op_parallelism()
+
+
+def _residuals(runs: dict[int, list[float]]) -> tuple[float, ...]:
+    """Return quantiles of single runs over their size's median, scaled to a mean of 1."""
+    single = np.concatenate([np.asarray(times) / np.median(times) for times in runs.values()])
+    quantiles = np.quantile(single, (np.arange(QUANTILES) + 0.5) / QUANTILES)
+    return tuple(float(value) for value in quantiles / quantiles.mean())
+
+
+def _rows(inputs: dict[str, Values], size: int) -> dict[str, Values]:
+    """Return a request of so many rows, the examples repeated where there are fewer."""
+    made: dict[str, Values] = {}
+    for name, values in inputs.items():
+        picked = [index % len(values) for index in range(size)]
+        made[name] = values[picked] if isinstance(values, np.ndarray) else [values[index] for index in picked]
+    return made
+
+
+def _caller(server: Server, line: Traffic) -> Callable[[dict[str, Values]], Any]:
+    if server.grpc_port:
+        client = GrpcClient(f"127.0.0.1:{server.grpc_port}")
+        return lambda inputs: client.predict(line.model, line.signature, inputs)
+    rest = RestClient(server.rest_url or "")
+    return lambda inputs: rest.predict(line.model, line.signature, inputs)
+
+
+def _runs(server: Server, line: Traffic, inputs: dict[str, Values]) -> list[float]:
+    """Return the server's own time in s of single runs on the inputs."""
+    call, page = _caller(server, line), _Page(server)
+    for _ in range(3):
+        call(inputs)
+    times: list[float] = []
+    end = time.monotonic() + SIZE_TIME_S
+    before = page.read()
+    while time.monotonic() < end or len(times) < FEWEST_CALLS:
+        call(inputs)
+        after = page.read()
+        times.append(after.since(before).run_s)
+        before = after
+    return times
+
+
+def _together(server: Server, line: Traffic, inputs: dict[str, Values], cores: int) -> dict[int, float]:
+    """Return {k: mean run of k batches at once over that of one}, for large batches, which surely meet."""
+    request = _rows(inputs, SIZES[-1])
+    alone = _mean_run(server, line, request, 1)
+    return {k: _mean_run(server, line, request, k) / alone for k in (cores, 2 * cores) if k > 1}
+
+
+def _mean_run(server: Server, line: Traffic, request: dict[str, Values], callers: int) -> float:
+    page = _Page(server)
+    stop = threading.Event()
+
+    def ask() -> None:
+        call = _caller(server, line)
+        while not stop.is_set():
+            call(request)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    before = page.read()
+    time.sleep(1.0)
+    counted = page.read().since(before)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return counted.run_s
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What the server's metrics page has counted."""
+
+    requests: float
+    runs: float
+    runs_us: float
+    batches: float
+    rows: float
+
+    def since(self, before: _Counts) -> _Counts:
+        return _Counts(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
+
+    @property
+    def run_s(self) -> float:
+        return self.runs_us / self.runs / 1e6 if self.runs else float("nan")
+
+
+class _Page:
+    """A server's metrics page. Raises EnvironmentFault where there is none."""
+
+    def __init__(self, server: Server) -> None:
+        if not server.metrics_path or not server.rest_url:
+            raise EnvironmentFault("the server has no metrics page", fix="declare serving.monitoring and a REST port")
+        self._client = RestClient(server.rest_url, timeout_s=10)
+        self._path = server.metrics_path
+
+    def read(self) -> _Counts:
+        sums: dict[str, float] = {}
+        text = self._client.metrics(self._path)
+        kept = "\n".join(
+            part
+            for part in text.splitlines()
+            if part.startswith((RUNTIME, REQUESTS, PROCESSED)) and "_bucket" not in part
+        )
+        for family in text_string_to_metric_families(kept + "\n"):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return _Counts(
+            sums.get(REQUESTS, 0.0),
+            sums.get(f"{RUNTIME}_count", 0.0),
+            sums.get(f"{RUNTIME}_sum", 0.0),
+            sums.get(f"{PROCESSED}_count", 0.0),
+            sums.get(f"{PROCESSED}_sum", 0.0),
+        )
+
+
+def use(bench: Bench, server: Server, profile: str) -> Use:
+    """Run a load and return what a request took in the middle of it."""
+    page, process = _Page(server), _process(server)
+    with bench.running("loadtest", "--profile", profile) as command:
+        _await_load(page, command)
+        looks = [_look(page, process, command.pid)]
+        for _ in range(SAMPLES):
+            time.sleep(WINDOW_S / SAMPLES)
+            looks.append(_look(page, process, command.pid))
+        command.wait(timeout=60)
+    if command.returncode not in (0, 1):  # 1: an objective does not hold, which is no fault of the profile
+        raise EnvironmentFault("the load test of the profile failed", str(bench.layout.root / LOG))
+    first, last = looks[0], looks[-1]
+    counted, length_s = last.counts.since(first.counts), last.at_s - first.at_s
+    if not counted.requests:
+        raise EnvironmentFault("the server answered no request of the load", str(bench.layout.root))
+    runs = [after.counts.since(before.counts).run_s for before, after in itertools.pairwise(looks)]
+    own_s = last.server_s - first.server_s + last.generator_s - first.generator_s
+    return Use(
+        rate_rps=counted.requests / length_s,
+        server_s=(last.server_s - first.server_s) / counted.requests,
+        generator_s=(last.generator_s - first.generator_s) / counted.requests,
+        run_s=float(np.nanpercentile(runs, CALM)),
+        batch=counted.rows / counted.batches if counted.batches else 1.0,
+        median_s=bench.results("summary.json")[-1]["totals"]["p50_ms"] / 1e3,
+        others=max(0.0, last.busy_s - first.busy_s - own_s) / length_s / int(machine.describe()["cores"]),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The state of a load at a moment: counts, and processor seconds of the server, the generator, all processes."""
+
+    at_s: float
+    counts: _Counts
+    server_s: float
+    generator_s: float
+    busy_s: float
+
+
+def _look(page: _Page, server: psutil.Process, command: int) -> _Look:
+    generators = psutil.Process(command).children(recursive=True)
+    used = _seconds(server), sum(_seconds(process) for process in generators)
+    whole = psutil.cpu_times()
+    busy = whole.user + whole.nice + whole.system + getattr(whole, "steal", 0.0)
+    return _Look(time.monotonic(), page.read(), *used, busy)
+
+
+def _await_load(page: _Page, command: Any) -> None:
+    """Wait until the load has begun, and its first part of a second is over."""
+    start = page.read().requests
+    deadline = time.monotonic() + 20
+    while page.read().requests < start + 20:
+        if command.poll() is not None or time.monotonic() > deadline:
+            raise EnvironmentFault("the load generator sent nothing")
+        time.sleep(0.05)
+    time.sleep(0.5)
+
+
+def _process(server: Server) -> psutil.Process:
+    """Return the server's process; that of a container is found by its port."""
+    if server.pid:
+        return psutil.Process(server.pid)
+    mark = f"--rest_api_port={server.rest_port}"
+    for process in psutil.process_iter(["cmdline"]):
+        if mark in (process.info["cmdline"] or []) and "bash" not in process.info["cmdline"][0]:
+            return process
+    raise EnvironmentFault("the server's process cannot be seen from here", fix="declare serving.backend: embedded")
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system
