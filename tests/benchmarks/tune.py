@@ -6,14 +6,15 @@
     flock MACHINE python -m tests.benchmarks.tune grid --model digits-cnn --seconds 280
 
 Each configuration is measured once, by the capacity search, and kept in `results/tune.json` as it comes in: a run goes
-on where the last one ended, and `--seconds` ends it after a while, so that an hour can be measured in slices. The
-profile that predictions rest on is made first, in the same file; of the configurations only `off` takes part in it.
+on where the last one ended, and `--seconds` ends it after a while, so that an hour can be measured in slices. What is
+measured for one part does not count for the other, since hours differ. The profile that predictions rest on is made
+first, in the same file; of the configurations only `off` takes part in it.
 
-`predicted` also puts 70 % of the predicted capacity on each configuration, three times, and compares p99; since that
-differs from time to time, so does the simulated one, with the stretch of the machine's pace that a run meets. `grid`
-compares the best of the grid with what `tune` chooses by its own rules when it may look up this grid's measurements,
-and with Optuna's TPE that may look up as many (median of 20 seeds); the measuring time of either is that of what it
-looked up.
+`predicted` also puts 70 % of the predicted capacity on each configuration, three times, and compares p50 and p99. The
+p99 of a run is made by the worst stall of the machine that it meets, so that of the median second is compared as well.
+`grid` compares the best of the grid with what `tune` chooses by its own rules when it may look up this grid's
+measurements, and with Optuna's TPE that may look up as many (median of 20 seeds); the measuring time of either is that
+of what it looked up.
 """
 
 from __future__ import annotations
@@ -29,17 +30,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from pydantic import TypeAdapter
 
-from launchpad import declaration, files, machine, tuned
+from launchpad import declaration, files, machine, runfolder, tuned
 from launchpad.examples import Examples
 from launchpad.layout import Layout
 from launchpad.server import Server
 from launchpad.spec import BatchQueue, Traffic
-from launchpad.tune import predict, profile
+from launchpad.tune import predict, profile, profiling
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Goal, Limits, Model
+from launchpad.tune.simulate import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).parent / "results" / "tune.json"
@@ -49,9 +52,9 @@ GOAL = Goal("rate", Limits(0.1, 0.001))
 SHARE = 0.7
 RATE_S = 8.0
 REPEATS = 3
-"""How often p99 is measured."""
+"""How often percentiles are measured."""
 RUNS = 9
-"""How often it is simulated, each with a stretch of its own of the machine's pace."""
+"""How often they are simulated, each with a stretch of its own of the machine's pace."""
 BOUND = 64
 ENOUGH = 3
 """Configurations that tune measures beside `off`."""
@@ -98,6 +101,8 @@ GRID = (
     batched(64, 500, 8),
 )
 
+PARTS = {"predicted": PREDICTED, "grid": GRID}
+
 Kept = dict[str, Any]
 CONFIGURATION = TypeAdapter(Configuration)
 PROFILE = TypeAdapter(profile.Profile)
@@ -108,15 +113,15 @@ def kept() -> Kept:
 
 
 def of(document: Kept, model: str) -> Kept:
-    return document["models"].setdefault(model, {"profile": None, "measured": []})
+    return document["models"].setdefault(model, {"profile": None, "predicted": [], "grid": []})
 
 
 def configuration(row: Kept) -> Configuration:
     return CONFIGURATION.validate_json(json.dumps(row["configuration"]))
 
 
-def row_of(part: Kept, chosen: Configuration) -> Kept | None:
-    return next((row for row in part["measured"] if configuration(row) == chosen), None)
+def row_of(rows: list[Kept], chosen: Configuration) -> Kept | None:
+    return next((row for row in rows if configuration(row) == chosen), None)
 
 
 def save(document: Kept) -> None:
@@ -131,7 +136,7 @@ def profiled(document: Kept, model: str) -> profile.Profile:
         layout = Layout(ROOT)
         examples = Examples.load(layout.evidence(model, 1) / "examples.npz")
         line = Traffic(model=model)
-        found = profile.measure(bench(model), line, examples, tuned.model_digest(layout, model), print)
+        found = profiling.measure(bench(model), line, examples, tuned.model_digest(layout, model), print)
         part["profile"] = PROFILE.dump_python(found, mode="json")
         save(document)
     return PROFILE.validate_json(json.dumps(part["profile"]))
@@ -163,17 +168,22 @@ def measure_capacity(model: str, chosen: Configuration, found: profile.Profile) 
 
 
 def measure_p99(model: str, chosen: Configuration, found: profile.Profile) -> Kept:
-    """Measure a configuration's p99 at SHARE of the predicted capacity, REPEATS times."""
+    """Measure a configuration's percentiles at SHARE of the predicted capacity, REPEATS times."""
     rate = round(SHARE * guessed(found, chosen), 1)
     loads = {"share": {"loop": "open", "rate_rps": rate, "duration_s": RATE_S}}
     with serving(model, chosen, loads) as (place, server):
-        used = [profile.use(place, server, "share") for _ in range(REPEATS)]
+        neighbours = Neighbours(server.pid)
+        for _ in range(REPEATS):
+            place.invoke("loadtest", "--profile", "share", allowed=(0, 1))
+        others = neighbours.share()
+        runs = [place.layout.results(summary["run"]) for summary in place.results("summary.json")[-REPEATS:]]
         totals = [summary["totals"] for summary in place.results("summary.json")[-REPEATS:]]
     return {
         "rate_rps": rate,
         "p99_ms": [one["p99_ms"] for one in totals],
         "p50_ms": [one["p50_ms"] for one in totals],
-        "p99_others": max(one.others for one in used),
+        "second_p99_ms": [float(row["p99_ms"]) for run in runs for row in runfolder.read_history(run) if row["p99_ms"]],
+        "p99_others": others,
     }
 
 
@@ -215,23 +225,21 @@ class Neighbours:
         return max(0.0, self._others_s() - self._before) / length_s / int(machine.describe()["cores"])
 
 
-def run(models: list[str], configurations: tuple[Configuration, ...], with_p99: bool, end: float) -> None:
+def run(models: list[str], part: str, end: float) -> None:
     document = kept()
     for model in models:
         found = profiled(document, model)
-        part = of(document, model)
-        for chosen in configurations:
-            row = row_of(part, chosen)
-            if row and ("p99_ms" in row or not with_p99):
+        rows = of(document, model)[part]
+        for chosen in PARTS[part]:
+            if row_of(rows, chosen):
                 continue
             if time.monotonic() > end:
                 print("time is over; run it again to go on")
                 return
-            if row is None:
-                row = measure_capacity(model, chosen, found)
-                part["measured"].append(row)
-            if with_p99:
+            row = measure_capacity(model, chosen, found)
+            if part == "predicted":
                 row |= measure_p99(model, chosen, found)
+            rows.append(row)
             print(model, row["title"], row["capacity_rps"], row.get("p99_ms", ""), flush=True)
             save(document)
 
@@ -245,8 +253,9 @@ def show(models: list[str]) -> None:
     document = kept()
     for model in models:
         part = of(document, model)
-        if part["measured"]:
+        if part["predicted"]:
             show_predictions(model, part)
+        if part["grid"]:
             show_grid(model, part)
 
 
@@ -254,42 +263,53 @@ def with_predictions(part: Kept) -> list[Kept]:
     """Return what was measured, beside what the profile and the simulator as they are now predict."""
     simulated = Model.of(PROFILE.validate_json(json.dumps(part["profile"])))
     rows = []
-    for row in part["measured"]:
+    for row in part["predicted"]:
         chosen = configuration(row)
-        predicted = {"predicted_rps": predict.expected(simulated, chosen, GOAL).value}
-        if "p99_ms" in row:
-            requests = int(row["rate_rps"] * RATE_S)
-            results = [simulated.at(chosen, row["rate_rps"], requests, seed=seed) for seed in range(RUNS)]
-            predicted["predicted_p99_ms"] = sorted(result.percentile_ms(99) for result in results)
-        rows.append(row | predicted)
+        requests = int(row["rate_rps"] * RATE_S)
+        results = [simulated.at(chosen, row["rate_rps"], requests, seed=seed) for seed in range(RUNS)]
+        rows.append(
+            row
+            | {
+                "predicted_rps": predict.expected(simulated, chosen, GOAL).value,
+                "predicted_p50_ms": typical([result.percentile_ms(50) for result in results]),
+                "predicted_p99_ms": sorted(result.percentile_ms(99) for result in results),
+                "predicted_second_p99_ms": typical([p99 for result in results for p99 in by_second(result)]),
+            }
+        )
     return rows
+
+
+def by_second(result: Result) -> list[float]:
+    """Return p99 in ms of each simulated second."""
+    parts = np.array_split(result.latency_s * 1e3, round(RATE_S))
+    return [float(np.nanpercentile(part, 99)) for part in parts]
 
 
 def show_predictions(model: str, part: Kept) -> None:
     measured = with_predictions(part)
     print(f"\n### {model}: predicted beside measured\n")
-    print("| configuration | capacity, predicted | measured | off by | at rate | p99, predicted | measured |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    columns = ("capacity, predicted", "measured", "off by", "at rate", "p50, predicted", "measured")
+    columns += ("p99 of the median second, predicted", "measured", "p99, predicted", "measured")
+    print("| configuration |", " | ".join(columns), "|")
+    print("| --- |" + " ---: |" * len(columns))
     for row in measured:
         expected, value = row["predicted_rps"], middle(row)
         off = f"{expected / value - 1:+.0%}" if value else ""
         low, high = row["capacity_rps"]
         mark = (" !" if row["limited"] else "") + (" ~" if disturbed(row) else "")
-        text = f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{mark} | {off} "
-        if "p99_ms" in row:
-            text += f"| {row['rate_rps']:,.0f} | {spread(row['predicted_p99_ms'])} | {spread(row['p99_ms'])} |"
-        else:
-            text += "| | | |"
-        print(text)
+        print(f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{mark} | {off} ", end="")
+        print(f"| {row['rate_rps']:,.0f} | {row['predicted_p50_ms']:.2f} ms | {typical(row['p50_ms']):.2f} ms ", end="")
+        print(f"| {row['predicted_second_p99_ms']:.1f} ms | {typical(row['second_p99_ms']):.1f} ms ", end="")
+        print(f"| {spread(row['predicted_p99_ms'])} | {spread(row['p99_ms'])} |")
     fair = [row for row in measured if not disturbed(row) and not row["limited"]]
     errors = [abs(row["predicted_rps"] / middle(row) - 1) for row in fair if middle(row)]
-    late = [row for row in fair if "p99_ms" in row]
-    exact = [row for row in late if abs(typical(row["predicted_p99_ms"]) / typical(row["p99_ms"]) - 1) <= 0.15]
-    met = [row for row in late if meet(row["predicted_p99_ms"], row["p99_ms"])]
-    ratios = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in late]
-    print(f"\ncapacity within 10 %: {sum(error <= 0.1 for error in errors)} of {len(errors)}", end="; ")
-    print(f"median p99 within 15 %: {len(exact)} of {len(late)}; ranges that meet: {len(met)}", end="")
-    print(f"; measured again, p99 is {statistics.median(ratios):.1f} times itself (median), {max(ratios):.0f} at most")
+    print(f"\ncapacity within 10 %: {sum(error <= 0.1 for error in errors)} of {len(errors)}")
+    for name, what in (("p50_ms", "p50"), ("second_p99_ms", "p99 of the median second"), ("p99_ms", "p99")):
+        ratios = [middle_of(row[f"predicted_{name}"]) / middle_of(row[name]) for row in fair]
+        within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
+        print(f"{what} within 15 %: {within} of {len(fair)}; predicted over measured {typical(ratios):.2f} (median)")
+    again = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in fair]
+    print(f"measured again, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
     print("not counted: ! the generator was in the way; ~ others took more than a tenth of the cores")
 
 
@@ -297,8 +317,8 @@ def typical(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def meet(one: list[float], other: list[float]) -> bool:
-    return min(one) <= max(other) and min(other) <= max(one)
+def middle_of(values: float | list[float]) -> float:
+    return typical(values) if isinstance(values, list) else values
 
 
 def spread(values: list[float]) -> str:
@@ -310,7 +330,7 @@ def disturbed(row: Kept) -> bool:
 
 
 def show_grid(model: str, part: Kept) -> None:
-    rows = {chosen: row for chosen in GRID if (row := row_of(part, chosen))}
+    rows = {chosen: row for chosen in GRID if (row := row_of(part["grid"], chosen))}
     print(f"\n### {model}: {len(rows)} of the grid's {len(GRID)} configurations are measured", end="")
     print(f", {sum(map(disturbed, rows.values()))} of them while others took more than a tenth of the cores")
     if len(rows) < len(GRID):
@@ -372,16 +392,14 @@ def _distance(one: Configuration, wish: tuple[int, int, int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("predicted", "grid", "report"))
+    parser.add_argument("part", choices=(*PARTS, "report"))
     parser.add_argument("--model", choices=MODELS, help="this model alone")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further measurement after so long")
     given = parser.parse_args()
     models = [given.model] if given.model else list(MODELS)
     end = time.monotonic() + given.seconds
-    if given.part == "predicted":
-        run(models, PREDICTED, True, end)
-    elif given.part == "grid":
-        run(models, GRID, False, end)
+    if given.part in PARTS:
+        run(models, given.part, end)
     show(models)
 
 
