@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import monotonic
@@ -185,10 +185,20 @@ class BatchQueue(Generic[TaskT]):
 
 
 class BatchScheduler:
-    """Gives the batches of its queues, in turn, to a fixed number of batch threads. Lives on the event loop."""
+    """Gives the batches of its queues, in turn, to a fixed number of batch threads. Lives on the event loop.
 
-    def __init__(self, num_batch_threads: int, thread_pool_name: str, loop: asyncio.AbstractEventLoop) -> None:
+    answered: called when tasks have been told their outputs, before the loop reads anything else.
+    """
+
+    def __init__(
+        self,
+        num_batch_threads: int,
+        thread_pool_name: str,
+        loop: asyncio.AbstractEventLoop,
+        answered: Callable[[], None],
+    ) -> None:
         self.thread_pool_name = thread_pool_name
+        self._answered = answered
         self._free = num_batch_threads
         self._workers = Workers(thread_pool_name or "batch", num_batch_threads)
         self._loop = loop
@@ -228,6 +238,7 @@ class BatchScheduler:
             self._free -= 1
             self._workers.submit(lambda batch=batch, runner=runner: self._run(batch, runner))  # type: ignore[misc]
         self._set_timer(now)
+        self._answered()
 
     def _next(self, now: float) -> tuple[Batch[Task], BatchRunner] | None:
         for _ in range(len(self._queues)):
@@ -256,6 +267,7 @@ class BatchScheduler:
         self._free += 1
         self._look()
         runner.finish(batch, result)
+        self._answered()
 
     def stop(self) -> None:
         """Let the batch threads end."""

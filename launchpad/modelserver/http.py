@@ -139,13 +139,13 @@ class GatheredWriter:
 class HttpServer:
     """What the connections of one port share."""
 
-    def __init__(self, handler: Handler, max_body_bytes: int) -> None:
+    def __init__(self, handler: Handler, max_body_bytes: int, writer: GatheredWriter) -> None:
         self.handler = handler
         self.max_body_bytes = max_body_bytes
         self.buffered_bytes = 0
         self.connections: set[HttpConnection] = set()
         self.closing = False
-        self.writer = GatheredWriter()
+        self.writer = writer
         self._heads: dict[bytes, Head] = {}
 
     def head(self, data: bytes) -> Head:

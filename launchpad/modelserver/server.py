@@ -20,7 +20,7 @@ from .batching import BatchingOptions, BatchQueue, BatchRunner, BatchScheduler
 from .execution import DirectRunner, Workers
 from .flags import Options
 from .grpc_api import GrpcApi, Health, ModelService, PredictionService
-from .http import HttpServer
+from .http import GatheredWriter, HttpServer
 from .http2 import Http2Server
 from .inference import Inference
 from .listening import Port, StartError, reason
@@ -61,7 +61,15 @@ class _Settings:
 class ServableLoader:
     """Loads and warms up versions, on threads of the manager's."""
 
-    def __init__(self, options: Options, settings: _Settings, inference: Inference, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        options: Options,
+        settings: _Settings,
+        inference: Inference,
+        metrics: Metrics,
+        answered: Callable[[], None],
+    ) -> None:
+        """answered: see `BatchScheduler`."""
         self._options = options
         self._settings = settings
         self._inference = inference
@@ -70,7 +78,8 @@ class ServableLoader:
         self._tags = options.saved_model_tags.split(",")
         threads = options.rest_api_num_threads + options.grpc_max_threads
         self._workers = Workers("run", min(threads, 256))
-        self._scheduler = BatchScheduler(settings.batch_threads.count, settings.batch_threads.name, self._loop)
+        batch_threads = settings.batch_threads
+        self._scheduler = BatchScheduler(batch_threads.count, batch_threads.name, self._loop, answered)
 
     def load(self, name: str, version: int, path: str) -> Servable:
         """The version in directory `path`, warm. Raises ServingError."""
@@ -147,7 +156,8 @@ class ModelServer:
         prepare(onednn=any(map(_gains_by_onednn, self._models.values())))
         self._metrics = Metrics(batching=options.enable_batching)
         self._inference = Inference(self._metrics, check_method_names=options.enable_signature_method_name_check)
-        self._loader = ServableLoader(options, settings, self._inference, self._metrics)
+        writer = GatheredWriter()
+        self._loader = ServableLoader(options, settings, self._inference, self._metrics, writer.flush)
         self._manager = ModelManager(
             self._loader.load,
             ManagerOptions(
@@ -169,7 +179,7 @@ class ModelServer:
             metrics_path=settings.metrics_path,
         )
         self._health = Health()
-        self._http = HttpServer(rest.handle, options.max_request_bytes)
+        self._http = HttpServer(rest.handle, options.max_request_bytes, writer)
         self._http2 = Http2Server(
             self._grpc_api().handle, options.max_request_bytes, config.max_concurrent_streams(options)
         )

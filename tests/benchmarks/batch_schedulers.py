@@ -80,7 +80,7 @@ async def _embedded(in_flight: int, seconds: float) -> int:
 
     prepare(onednn=True)
     loop = asyncio.get_running_loop()
-    scheduler = BatchScheduler(1, "batch", loop)
+    scheduler = BatchScheduler(1, "batch", loop, lambda: None)
 
     def batched(step: Step, plan: Plan, whole: bool) -> BatchRunner:
         return BatchRunner(step, plan.feeds, BatchQueue(BatchingOptions(**BATCHING)), scheduler, Metrics(batching=True))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from launchpad.modelserver.batching import BatchingOptions, BatchQueue
+from launchpad.modelserver.batching import Batch, BatchingOptions, BatchQueue, BatchScheduler
 from launchpad.modelserver.status import Code, ServingError
 
 
@@ -98,3 +99,54 @@ def test_batches_are_padded_to_the_next_allowed_size() -> None:
     options = BatchingOptions(max_batch_size=16, allowed_batch_sizes=(2, 8, 16))
     assert [options.padded(size) for size in (1, 2, 3, 8, 9, 16)] == [2, 2, 8, 8, 16, 16]
     assert BatchingOptions().padded(5) == 5
+
+
+class _Runner:
+    """A runner whose batches take no time, on the loop or beside it."""
+
+    def __init__(self, events: list[str], short: bool) -> None:
+        self._events, self._short = events, short
+
+    def expects_short(self, batch: Batch[Rows]) -> bool:
+        return self._short
+
+    def run(self, batch: Batch[Rows], *, in_caller: bool = False) -> None:
+        self._events.append(f"run {batch.size}")
+
+    def finish(self, batch: Batch[Rows], result: None) -> None:
+        self._events.append(f"finish {batch.size}")
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_answers_of_a_batch_go_out_before_the_loop_does_anything_else(short: bool) -> None:
+    """What reads the next requests is scheduled as soon as a batch runs, and yet comes after its answers."""
+    events: list[str] = []
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def answered() -> None:
+            if any(event.startswith("finish") for event in events) and "answered" not in events:
+                events.append("answered")
+                over.set()
+
+        runner, queue = _Runner(events, short), _queue(max_batch_size=8)
+        finish = runner.finish
+
+        def finish_and_read_on(batch: Batch[Rows], result: None) -> None:
+            loop.call_soon(events.append, "read on")
+            finish(batch, result)
+
+        runner.finish = finish_and_read_on  # type: ignore[method-assign]
+        scheduler = BatchScheduler(1, "batch", loop, answered)
+        scheduler.add_queue(queue, runner)  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        queue.add(Rows(3), loop.time())
+        scheduler.look_soon()
+        await asyncio.wait_for(over.wait(), 5)
+        await asyncio.sleep(0)
+        scheduler.stop()
+
+    asyncio.run(serve())
+    assert events == ["run 3", "finish 3", "answered", "read on"]

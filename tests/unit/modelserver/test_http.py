@@ -11,7 +11,7 @@ import hpack
 import pytest
 
 from launchpad.modelserver import http2
-from launchpad.modelserver.http import BadRequest, HttpServer, Response, parse_head
+from launchpad.modelserver.http import BadRequest, GatheredWriter, HttpServer, Response, parse_head
 from launchpad.modelserver.http2 import ConnectionFault, HeaderDecoder, Http2Server, frame
 
 
@@ -41,7 +41,7 @@ def _http(pieces: list[bytes], limit: int = 1000) -> tuple[list[tuple[str, str, 
 
     async def run() -> bytes:
         transport = Transport()
-        connection = HttpServer(handler, limit).connection()
+        connection = HttpServer(handler, limit, GatheredWriter()).connection()
         connection.connection_made(transport)
         for piece in pieces:
             connection.data_received(piece)
