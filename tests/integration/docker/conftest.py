@@ -21,10 +21,15 @@ from launchpad.errors import EnvironmentFault
 STAND_IN = "tfs-launchpad-stand-in:2.20.0"
 EMPTY = "tfs-launchpad-empty:1"
 START_TIMEOUT_S = 60.0
+BRIDGE = f"launchpad{os.getpid() % 100_000}"  # at most 15 characters
 
 
 class Engine:
-    """A Docker engine: one that was there, or an own one that can be stopped and started."""
+    """A Docker engine: one that was there, or an own one that can be stopped and started.
+
+    The own one has a bridge of its own too: on docker0, which all engines take, its containers would get the addresses
+    of another's, and of what one that was killed has left behind.
+    """
 
     def __init__(self, address: str, folder: Path | None = None) -> None:
         self.address = address
@@ -43,8 +48,13 @@ class Engine:
         """Start the own engine; its data stays from one start to the next."""
         assert self._folder
         folders = [f"--data-root={self._folder / 'data'}", f"--exec-root={self._folder / 'exec'}"]
-        command = ["dockerd", f"--host={self.address}", *folders, f"--pidfile={self._folder / 'pid'}"]
+        places = [f"--host={self.address}", f"--pidfile={self._folder / 'pid'}", f"--bridge={BRIDGE}"]
+        if not Path("/sys/class/net", BRIDGE).exists():
+            subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
+            subprocess.run(["ip", "address", "add", f"10.213.{os.getpid() % 256}.1/24", "dev", BRIDGE], check=True)
+            subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
         with (self._folder / "dockerd.log").open("ab") as log:
+            command = ["dockerd", *places, *folders]
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _answers(self.address):
@@ -90,6 +100,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     for container in own.client.containers.list(all=True):
         container.remove(force=True)
     own.stop()
+    subprocess.run(["ip", "link", "delete", BRIDGE], check=False)
     shutil.rmtree(folder, ignore_errors=True)
 
 
