@@ -19,7 +19,11 @@ def environment() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end the calling process when its parent ends, however that ends. For `preexec_fn`."""
+    """Have the kernel end the calling process when its parent ends, however that ends. For `preexec_fn`.
+
+    It can be interrupted, too: shells have what they start in the background ignore that, and children inherit it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -29,6 +33,6 @@ def give_way(niceness: int) -> None:
     Where the kernel shares processors among sessions first, niceness counts only within one (sched(7), "The autogroup
     feature"); so the session's own is set as well.
     """
-    os.nice(niceness)
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
     with contextlib.suppress(OSError):  # there is no such file where the kernel does not do that
         Path("/proc/self/autogroup").write_text(str(niceness))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from launchpad import declaration
 from launchpad.declaration import Declaration
 
 ROOT = Path(__file__).parent.parent
+
+# shells have what they start in the background ignore interruptions, and so do its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MINIMAL = "name: tiny\nmodels:\n  tiny: {source: model.py:build}\n"
 

@@ -103,3 +103,16 @@ def test_a_child_ends_with_its_parent_even_when_that_is_killed(start, repository
     parent.kill()
     gone, alive = psutil.wait_procs([child], timeout=10)
     assert (gone, alive) == ([child], [])
+
+
+def test_a_child_can_be_interrupted_where_its_parent_ignores_that(start, repository):
+    """As everything does that a shell has started in the background."""
+    code = (
+        "import signal, subprocess, sys; from launchpad import children; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        f"child = subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}], "
+        "stdout=subprocess.PIPE, text=True, preexec_fn=children.end_with_parent);"
+        "child.stdout.readline(); child.send_signal(signal.SIGINT); "
+        "print('up', flush=True); print(child.wait(10), flush=True)"
+    )
+    parent = start(code, env=children.environment(), cwd="/")
+    assert parent.stdout.readline() != ""

@@ -8,7 +8,7 @@ back and what was tried is barred for a while. Everything is seconds on one cloc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from launchpad.spec import Autotune, BatchQueue
@@ -100,7 +100,8 @@ class State:
 
     good: the last ones under which the latency was no worse. changes: times of the changes of the last hour.
     wish, wished: what was wanted at the last look, and how many looks in a row.
-    refused: parameters that the server did not load; they are never tried again.
+    refused: parameters that the server did not load; they are not tried again while the server is the same.
+    return_s: a return that could not be applied is not tried again before.
     """
 
     current: Setting
@@ -111,6 +112,7 @@ class State:
     wished: int = 0
     barred: tuple[Barred, ...] = ()
     refused: tuple[Setting, ...] = ()
+    return_s: float = 0.0
 
     @classmethod
     def of(cls, setting: Setting) -> State:
@@ -129,11 +131,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides, beside the policy: the declared section, and the objective as limits."""
+    """What decides, beside the policy: the declared section, and the objective as limits.
+
+    rows: of the largest request that is declared, for the metrics page counts rows of batched models only.
+    """
 
     declared: Autotune
     p99_ms: float
-    error_rate: float = field(default=1.0)
+    error_rate: float = 0.01
+    rows: int = 1
 
     def holds(self, seen: Observation) -> bool:
         """Tell whether the objective holds."""
@@ -180,6 +186,12 @@ def postponed(state: State, at_s: float) -> State:
     return replace(state, changes=(*state.changes, at_s), wish=None, wished=0)
 
 
+def still_on_trial(state: State, at_s: float, rules: Rules) -> State:
+    """Return the state after a return that did not come about, from that before it was decided: the change is judged
+    again when a cool-down is over."""
+    return replace(state, return_s=at_s + rules.declared.cool_down_s)
+
+
 # --- a change on trial ---
 
 
@@ -198,6 +210,9 @@ def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple
             ), kept
         return Decision("hold", state.current, f"the load went {rates}: the change cannot be judged by it"), over
     worse = _worse(trial.before, seen, rules)
+    if worse and seen.at_s < state.return_s:
+        why = f"{worse}; the way back could not be taken, and is tried again in {state.return_s - seen.at_s:.0f} s"
+        return Decision("hold", state.current, why), state
     if not worse:
         why = f"the change is good: p99 {milliseconds(seen.p99_ms)}, {milliseconds(trial.before.p99_ms)} before it"
         return Decision("hold", state.current, why), replace(over, good=state.current)
@@ -213,8 +228,10 @@ def _worse(before: Observation, after: Observation, rules: Rules) -> str:
     """Return in which way it is worse than before; empty when it is not."""
     if after.error_rate > max(rules.error_rate, before.error_rate):
         return f"{after.error_rate:.2%} of the requests fail, {before.error_rate:.2%} did before the change"
-    if after.p99_ms is None or before.p99_ms is None:
+    if before.p99_ms is None:
         return ""
+    if after.p99_ms is None:
+        return f"no request is answered well, p99 was {milliseconds(before.p99_ms)} before the change"
     if after.p99_ms > before.p99_ms * (1 + rules.declared.tolerance):
         return f"p99 is {milliseconds(after.p99_ms)}, {milliseconds(before.p99_ms)} before the change"
     return ""
@@ -239,8 +256,9 @@ def _consider(state: State, seen: Observation, policy: Policy, rules: Rules) -> 
         return hold(wish.reason, replace(state, wish=None, wished=0))
     wished = state.wished + 1 if state.wish == wish.setting and state.wished else 1
     waiting = replace(state, wish=wish.setting, wished=wished)
-    if _refuses(wish.setting, seen.largest_request):
-        largest = f"requests of up to {seen.largest_request} examples come"
+    rows = seen.largest_request if state.current else max(seen.largest_request, rules.rows)
+    if isinstance(wish.setting, BatchQueue) and rows > wish.setting.max_batch_size:
+        largest = f"requests of up to {rows} examples come"
         return hold(f"{wish.reason}; but {largest}, which {describe(wish.setting)} would refuse", waiting)
     if wish.setting in state.refused:
         return hold(f"{wish.reason}; but the server did not load {describe(wish.setting)}", waiting)
@@ -258,13 +276,6 @@ def _consider(state: State, seen: Observation, policy: Policy, rules: Rules) -> 
     if wished < declared.confirmations:
         return hold(f"{wish.reason}; seen {wished} of {declared.confirmations} times", waiting)
     return Decision("change", wish.setting, wish.reason), waiting
-
-
-def _refuses(setting: Setting, examples: int) -> bool:
-    """Tell whether a queue refuses a request of so many examples."""
-    if not isinstance(setting, BatchQueue) or setting.enable_large_batch_splitting:
-        return False
-    return examples > setting.max_batch_size
 
 
 def describe(setting: Setting) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from launchpad import notes
+from launchpad import console, notes
 from launchpad.declaration import Declaration
 from launchpad.spec import BatchQueue
 from launchpad.store import Store, attempt
@@ -57,13 +57,16 @@ class Journal:
             attempt(self._declared, put)
 
     def _note(self, entry: Entry) -> None:
-        applied = entry.outcome == "applied"
+        applied = entry.outcome.startswith("applied")
         changed = differences(entry.model, entry.before, entry.decision.to)
         words = {"change": "changed", "return": "put back"}[entry.decision.action]
-        title = "" if applied else f"{entry.model}: not {words}, the server refused"
+        title = "" if applied else f"{entry.model}: not {words}"
         why = entry.decision.reason if applied else f"{entry.decision.reason}. It was not applied: {entry.outcome}"
         what = changed if applied else {}
-        notes.record(self._declared, "autotune", what, why, title=title, evidence=evidence(entry, self._policy))
+        try:
+            notes.record(self._declared, "autotune", what, why, title=title, evidence=evidence(entry, self._policy))
+        except OSError as error:
+            console.say(f"  ! no note of it could be written: {error.strerror}", "yellow")
 
 
 def row(entry: Entry, policy: str) -> dict[str, Any]:

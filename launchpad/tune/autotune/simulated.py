@@ -31,6 +31,8 @@ SLOWNESS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 """Factors on what everything costs that are tried when the server is slower than its profile says."""
 SLOWER = 2.0
 """An observed p99 so many times the expected one means that the profile does not hold at the moment."""
+NEAR = 0.5
+"""A p99 over this share of what is to hold is near it: what is far from it is not worth a change for a slow machine."""
 POOL_GAIN = 0.25
 """Least share by which p99 must be expected to fall for another thread pool: it takes a second server for a while."""
 
@@ -39,13 +41,18 @@ Key = tuple[str, float, tuple[tuple[str, float], ...], tuple[tuple[str, Setting]
 
 @dataclass
 class Simulated:
-    """The policy. costs: what each model's requests cost. spare: parameters to start from where a model has none."""
+    """The policy.
+
+    costs: what each model's requests cost. spare: parameters to start from where a model has none. rows: of a model's
+    requests, where they have more than one.
+    """
 
     rules: Rules
     costs: Mapping[str, ServiceTimes]
     host: Host
     threads: int
     spare: BatchQueue = field(default_factory=lambda: BatchQueue(max_batch_size=1, max_enqueued_batches=1000))
+    rows: Mapping[str, int] = field(default_factory=dict)
     _known: dict[Key, Wish] = field(default_factory=dict)
     _seen_ms: dict[Key, float] = field(default_factory=dict)
 
@@ -94,11 +101,13 @@ class Simulated:
     ) -> float:
         """Return the factor on all costs by which the simulator comes to a p99 as high as the one that was seen.
 
-        1 while what was seen is not clearly more than what the profile says: others may be busy on the machine, or the
-        model is another. A server that cannot keep up answers fewer requests than come, so its rate says nothing of
-        that, its latency does.
+        1 while what was seen is far from what is to hold, or not clearly more than what the profile says: others may be
+        busy on the machine, or the model is another. A server that cannot keep up answers fewer requests than come, so
+        its rate says nothing of that, its latency does.
         """
-        if seen_ms is None or not rates or (name != SERVER and name not in rates):
+        if seen_ms is None or seen_ms <= NEAR * self.rules.p99_ms:
+            return 1.0
+        if not rates or (name != SERVER and name not in rates):
             return 1.0
         for factor in SLOWNESS:
             if seen_ms <= SLOWER * self._at_seen_rate_ms(name, settings, rates, factor):
@@ -139,6 +148,8 @@ class Simulated:
         arrivals = poisson_arrivals(
             headroom * sum(rates.values()), SIMULATED, shares=[rates[model] for model in models]
         )
+        sizes = np.array([self.rows.get(model, 1) for model in models])
+        arrivals = Arrivals.of(arrivals.times_s, sizes[arrivals.queues], arrivals.queues)
         result = simulate(queues, threads, self.host, arrivals)
         counted = _latency_ms(result.latency_s, arrivals, None if name == SERVER else models.index(name))
         refused = float(np.isnan(counted).mean()) if len(counted) else 1.0

@@ -145,7 +145,9 @@ def rules_of(declared: Declaration, settings: Autotune) -> Rules:
     objectives = declared.pipeline.objectives
     p99_ms = settings.p99_ms or objectives.p99_ms
     assert p99_ms is not None  # the declaration was refused without
-    return Rules(settings, p99_ms, 1.0 if objectives.error_rate is None else objectives.error_rate)
+    lines = [line for load in declared.pipeline.loadtest.profiles.values() for line in declared.pipeline.traffic(load)]
+    rows = max((line.batch for line in lines), default=1)
+    return Rules(settings, p99_ms, objectives.tolerated_errors, rows)
 
 
 def _models(declared: Declaration, settings: Autotune) -> list[str]:
@@ -189,8 +191,11 @@ def _policy(
             console.say(f"  ! {doubt}", "yellow")
     threads = int(declared.pipeline.serving.flags.get("rest_api_num_threads", FLAGS["rest_api_num_threads"].default))
     costs = {name: its.times() for name, its in known.items()}
-    simulated = Simulated(rules, costs, known[models[0]].host(threads), replacement.batch_threads(layout))
-    return cleanup.enter_context(Aside(simulated)), {name: live.setting(name, live.version(name)) for name in watched}
+    host = known[models[0]].host(threads, with_generator=False)
+    rows = {name: its.traffic.batch for name, its in known.items()}
+    simulated = Simulated(rules, costs, host, replacement.batch_threads(layout), rows=rows)
+    aside = cleanup.enter_context(Aside(simulated, patience_s=settings.window_s))
+    return aside, {name: live.setting(name, live.version(name)) for name in watched}
 
 
 class Screen:

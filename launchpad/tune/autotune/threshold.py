@@ -55,14 +55,16 @@ def _scaled(queue: BatchQueue, factor: float, bounds: Bounds) -> BatchQueue:
 def resized(queue: BatchQueue, max_batch_size: int, batch_timeout_micros: int) -> BatchQueue:
     """Return the queue with another batch size and timeout, bounded at the same number of examples as before."""
     examples = queue.max_batch_size * queue.max_enqueued_batches
-    sizes = tuple(size for size in queue.allowed_batch_sizes if size < max_batch_size)
+    at_once = min(queue.max_execution_batch_size or max_batch_size, max_batch_size)
+    sizes = tuple(size for size in queue.allowed_batch_sizes if size < at_once)
     if queue.max_batch_size == max_batch_size and queue.batch_timeout_micros == batch_timeout_micros:
         return queue
     return BatchQueue(
         max_batch_size=max_batch_size,
         batch_timeout_micros=batch_timeout_micros,
         max_enqueued_batches=max(1, math.ceil(examples / max_batch_size)),
-        allowed_batch_sizes=(*sizes, max_batch_size) if queue.allowed_batch_sizes else (),
+        allowed_batch_sizes=(*sizes, at_once) if queue.allowed_batch_sizes else (),
         pad_variable_length_inputs=queue.pad_variable_length_inputs,
         enable_large_batch_splitting=queue.enable_large_batch_splitting,
+        max_execution_batch_size=at_once if queue.max_execution_batch_size else None,
     )

@@ -66,7 +66,7 @@ class Entry:
     """A decision, with what it was taken from and what came of it.
 
     at: seconds since the epoch. instance: which start of the server. version: what is served now. outcome: `held`,
-    `applied`, `would apply`, or what went wrong.
+    `applied`, `would apply`, or what went wrong; with `applied` in front where what was decided is served all the same.
     """
 
     at: float
@@ -163,12 +163,13 @@ class Autotuner:
             held = Decision("hold", before, self._trouble or f"a change of {others[0]} is on trial")
             self._enter(name, before, held, seen, "held")
             return
-        decision, model.state = control.decide(model.state, seen, self._wish_for(name), self._rules)
+        state = model.state
+        decision, model.state = control.decide(state, seen, self._wish_for(name), self._rules)
         if decision.action == "hold" or seen is None:
             told = replace(decision, reason=self._trouble) if self._trouble else decision
             self._enter(name, before, told, seen, "held")
         else:
-            self._enter(name, before, decision, seen, self._apply(name, decision, seen))
+            self._enter(name, before, decision, seen, self._apply(name, state, decision, seen))
 
     def _observed(self, name: str) -> Observation | None:
         """Return what was seen of a model under its present setting; None if that is nothing yet."""
@@ -185,8 +186,9 @@ class Autotuner:
     def _begin(self, name: str, version: int, since_s: float) -> _Model:
         return _Model(State.of(self._live.setting(name, version)), version, since_s)
 
-    def _apply(self, name: str, decision: Decision, seen: Observation) -> str:
-        model = self._models[name]
+    def _apply(self, name: str, state: State, decision: Decision, seen: Observation) -> str:
+        """Do what was decided in a state; return what came of it."""
+        model, outcome = self._models[name], "applied"
         if self._dry_run:
             model.state = control.postponed(model.state, self._clock())
             return "would apply"
@@ -196,15 +198,26 @@ class Autotuner:
             model.state = control.postponed(control.refused(model.state, decision), self._clock())
             return str(refusal)
         except (LaunchpadError, ServerError, OSError) as error:
-            model.state = control.postponed(model.state, self._clock())
-            return f"could not be applied: {error}"
+            served = self._served(name)
+            if served == model.version:
+                late = control.still_on_trial(state, self._clock(), self._rules)
+                model.state = late if decision.action == "return" else control.postponed(model.state, self._clock())
+                return f"could not be applied: {error}"
+            model.version, outcome = served, f"applied, though not to the end: {error}"
         model.since_s = self._clock() + SETTLE_S
         model.state = control.changed(model.state, decision, seen, model.since_s)
         if name == SERVER:  # another server counts from nought
             self._pages.clear()
             with contextlib.suppress(LaunchpadError):  # else the next look tells of it
                 self._instance = self._live.instance()
-        return "applied"
+        return outcome
+
+    def _served(self, name: str) -> int:
+        """Return the version that is served; the one known where the server cannot be asked."""
+        try:
+            return self._live.version(name)
+        except (LaunchpadError, ServerError, OSError):
+            return self._models[name].version
 
     def _enter(self, name: str, before: Setting, decision: Decision, seen: Observation | None, outcome: str) -> None:
         version = self._models[name].version

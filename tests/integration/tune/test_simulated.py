@@ -66,6 +66,12 @@ def test_a_server_that_is_slower_than_its_profile_is_taken_for_what_it_is():
     assert "on a machine 4 times as slow as when it was profiled" in found.reason
 
 
+def test_a_machine_that_is_slower_is_no_matter_where_the_objective_is_far():
+    calm = wish(150, ONE)
+    assert wish(150, ONE, seen_ms=RULES.p99_ms / 2) == calm
+    assert wish(150, ONE, seen_ms=RULES.p99_ms / 2 + 1) != calm
+
+
 def test_more_threads_are_wanted_where_one_is_too_few():
     found = wish(700, ONE, name=SERVER, **{SERVER: ThreadPool(1)})
     assert found.setting.num_batch_threads > 1
@@ -97,10 +103,33 @@ def test_the_policy_computed_aside_is_the_same_gives_way_and_tells_when_its_proc
     policy = Simulated(RULES, {"m": CHEAP_IN_BATCHES}, HOST, threads=2)
     situation = Situation({"m": ONE}, {"m": Observation(0.0, 10.0, 15_000, 0, p99_ms=2.0)})
     others = set(psutil.Process().children())
-    with Aside(policy) as aside:
+    with Aside(policy, patience_s=60) as aside:
         assert aside("m", situation) == policy("m", situation)
         (process,) = set(psutil.Process().children()) - others
         assert os.getsid(process.pid) == process.pid and process.nice() == 19
         process.kill()
         with pytest.raises(EnvironmentFault, match="has ended"):
             aside("m", situation)
+
+
+def test_an_answer_that_takes_too_long_is_not_waited_for_and_known_when_it_is_asked_again():
+    policy = Simulated(RULES, {"m": CHEAP_IN_BATCHES}, HOST, threads=2)
+    situation = Situation({"m": ONE}, {"m": Observation(0.0, 10.0, 15_000, 0, p99_ms=2.0)})
+    others = set(psutil.Process().children())
+    with Aside(policy, patience_s=0.2) as aside:
+        (process,) = set(psutil.Process().children()) - others
+        process.suspend()
+        late = aside("m", situation)
+        assert late.setting == ONE and "has not come to an end within 0.2 s" in late.reason
+        assert aside("m", situation) == late
+        process.resume()
+        answers = (aside("m", situation) for _ in range(300))
+        assert next(answer for answer in answers if answer != late) == policy("m", situation)
+
+
+def test_the_process_that_computes_does_not_outlive_who_asks_it_whatever_it_is_at():
+    others = set(psutil.Process().children())
+    with Aside(Simulated(RULES, {"m": CHEAP_IN_BATCHES}, HOST, threads=2), patience_s=60):
+        (process,) = set(psutil.Process().children()) - others
+        process.suspend()
+    assert not process.is_running()

@@ -51,6 +51,14 @@ def test_a_model_that_is_not_batched_stays_so():
     assert threshold(RULES)(None, seen()).setting is None
 
 
+def test_a_queue_that_splits_runs_no_more_at_once_than_before():
+    splits = BatchQueue(max_batch_size=64, enable_large_batch_splitting=True, max_execution_batch_size=8)
+    assert resized(splits, 128, 0).execution_size == 8
+    assert resized(splits, 4, 0).execution_size == 4
+    padded = BatchQueue(**splits.model_dump() | {"allowed_batch_sizes": (2, 8)})
+    assert resized(padded, 128, 0).allowed_batch_sizes == (2, 8)
+
+
 @st.composite
 def queues(draw) -> BatchQueue:
     largest = draw(st.integers(1, 200))

@@ -193,6 +193,37 @@ def test_what_cannot_be_published_is_tried_again_only_after_a_cool_down(server):
     assert "No space left" in next(entry.outcome for entry in entries if entry.is_change)
 
 
+def test_a_return_that_cannot_be_made_is_tried_again_after_a_cool_down(server):
+    server.latency_ms = lambda queue: 90.0 if queue.max_batch_size > 4 else 20.0
+    publish, full = server.publish, []
+
+    def may_fail(model, queue, why):
+        if queue == START and len(full) < 2:
+            full.append(run.now_s)
+            raise OSError(28, "No space left on device")
+        return publish(model, queue, why)
+
+    server.publish = may_fail
+    run = Run(server, Rules(RULES.declared.model_copy(update={"cool_down_s": 50.0}), 100.0))
+    run.go(40)
+    assert server.served["m"][1] == START
+    assert full[1] - full[0] == pytest.approx(50, abs=6)
+
+
+def test_a_change_that_was_made_in_spite_of_an_error_is_on_trial(server):
+    publish = server.publish
+
+    def half(model, queue, why):
+        publish(model, queue, why)
+        raise EnvironmentFault("the server does not let go of m version 1")
+
+    server.publish = half
+    run = Run(server)
+    entry = run.go(2)[-1]
+    assert entry.outcome.startswith("applied, though") and entry.version == 2
+    assert any("the change is good" in later.decision.reason for later in run.go(4))
+
+
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(server):
     entries = Run(server, dry_run=True).go(10)
     assert not server.published
