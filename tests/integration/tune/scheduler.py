@@ -1,7 +1,8 @@
 """Runs a script of arrivals through TensorFlow's own batch scheduler, with batches that take as long as they are told.
 
 Reads a JSON object from stdin: the scheduler's parameters, `batch_s` (how long a batch takes), the script of [seconds,
-rows]. Prints the rows of the batches in the order in which they began, and the latency of each request.
+rows]. Prints the rows of the batches in the order in which they began, and the latency of each request, nan where it
+was refused.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ def main() -> None:
 
     def arrive(index: int, at: float, rows: int) -> None:
         time.sleep(max(0.0, begin + at - time.monotonic()))
-        function(tf.zeros([rows]))
-        latencies[index] = time.monotonic() - begin - at
+        try:
+            function(tf.zeros([rows]))
+            latencies[index] = time.monotonic() - begin - at
+        except tf.errors.UnavailableError:
+            latencies[index] = float("nan")
 
     threads = [threading.Thread(target=arrive, args=(i, *arrival)) for i, arrival in enumerate(case["script"])]
     for thread in threads:
