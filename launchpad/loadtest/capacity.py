@@ -1,6 +1,7 @@
 """The capacity search: the highest Poisson rate at which p99 and the error rate hold. Pure: `probe` does the measuring.
 
-A rate holds when at most 1 % of its requests miss the latency objective or fail. Doubling finds a rate that does not
+A rate holds when at most 1 % of its requests miss the latency objective or fail, and no more fail than the error rate
+allows. Doubling finds a rate that does not
 hold, bisection narrows the interval in between. A probe is over as soon as the confidence interval of that share is
 clear of 1 % on either side. Requests that queue together miss together, so the interval is widened by the design effect
 of seconds as clusters (Kish, Survey Sampling, 1965, section 5.4); without it, it is Wilson's (1927).
@@ -72,6 +73,8 @@ class Misses:
 class Probe:
     """One rate, measured. `limited`: why the load generator itself was in the way; empty when it was not.
 
+    share: of requests that missed, failed ones among them; low, high: its confidence interval. failed: share of
+    requests without a right answer; tolerated: how many may be.
     server_cores: processor time that the server used, in cores; None where that is not known.
     """
 
@@ -86,10 +89,12 @@ class Probe:
     limited: str = ""
     mean_ms: float | None = None
     server_cores: float | None = None
+    failed: float = 0.0
+    tolerated: float = ALLOWED_MISSES
 
     @property
     def holds(self) -> bool:
-        return self.share <= ALLOWED_MISSES
+        return self.share <= ALLOWED_MISSES and self.failed <= self.tolerated
 
     @property
     def clear(self) -> bool:

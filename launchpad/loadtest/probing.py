@@ -40,6 +40,7 @@ class _Observer:
     objective_us: float
     misses: Misses = field(default_factory=Misses)
     of_server: Misses = field(default_factory=Misses)
+    failures: int = 0
 
     def __call__(self, part: dict[str, Any]) -> bool:
         if part["second"] == 0 or part["last"]:
@@ -48,6 +49,7 @@ class _Observer:
         failures = sum(many for line in lines for _, _, many in line["failures"])
         sent = sum(line["answered"] for line in lines) + failures
         if sent:
+            self.failures += failures
             self.misses.seconds.append((sent, failures + self._late(lines, RESPONSE)))
             held = sum(line["held"] for line in lines)
             self.of_server.seconds.append((sent, min(sent, failures + held + self._late(lines, SERVICE))))
@@ -111,8 +113,11 @@ def measure(
         found = search(probe, start_rps, NEAR_STEP) if start_rps else search(probe, START_RPS)
     _keep(context, server, run, traffic, p99_ms, found, folder, clock.seconds)
     if found.low_rps is None:
-        least = found.probes[-1].rate_rps
-        raise GateFailed(f"no rate holds p99 of {p99_ms:g} ms, not even {least:g} requests/s", f"run {run}")
+        least = found.probes[-1]
+        failed = f", {least.failed:.2%} fail" if least.failed > least.tolerated else ""
+        raise GateFailed(
+            f"no rate holds p99 of {p99_ms:g} ms, not even {least.rate_rps:g} requests/s{failed}", f"run {run}"
+        )
     return found, folder
 
 
@@ -142,6 +147,8 @@ def _probe(
         limited=observer.in_the_way(health),
         mean_ms=measured["mean_ms"],
         server_cores=_cores(before, after, ending.measured_s, seconds),
+        failed=observer.failures / max(1, observer.misses.sent),
+        tolerated=context.declaration.pipeline.objectives.tolerated_errors,
     )
 
 
@@ -168,7 +175,10 @@ def _keep(
     document = {
         "run": run,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "objective": {"p99_ms": p99_ms},
+        "objective": {
+            "p99_ms": p99_ms,
+            "error_rate": context.declaration.pipeline.objectives.tolerated_errors,
+        },
         "capacity_rps": found.low_rps,
         "interval_rps": [found.low_rps, found.high_rps],
         "limited": found.limited,

@@ -135,7 +135,7 @@ class OpenLoopUser(ModelUser):
     @task
     def send_when_due(self) -> None:
         assert isinstance(profile, OpenLoop)
-        due_s = _due(profile, self.conductor.worker)
+        schedule_ns = (_due(profile, self.conductor.worker) * 1e9).astype(np.int64).tolist()
         self._waiting = self.conductor.waiting
         self._waiting.clear()
         self._limit = profile.max_in_flight
@@ -146,7 +146,8 @@ class OpenLoopUser(ModelUser):
         self.conductor.scheduling = True
         begin_ns = time.perf_counter_ns()
         try:
-            for due_ns in (begin_ns + (due_s * 1e9).astype(np.int64)).tolist():
+            for after_ns in schedule_ns:
+                due_ns = begin_ns + after_ns
                 pacer.wait_until(due_ns)
                 line, request = next(self._requests)
                 if len(calls) < self._limit:

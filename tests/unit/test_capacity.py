@@ -57,6 +57,18 @@ def test_a_stall_that_makes_a_rate_fail_once_does_not_bound_the_capacity():
     assert [probed.holds for probed in found.probes if probed.rate_rps == found.high_rps] == [False, False]
 
 
+def test_a_rate_at_which_more_fail_than_may_does_not_hold():
+    """Few enough to leave p99 alone, from 300 requests/s on."""
+
+    def probe(rate: float) -> Probe:
+        failed = 0.004 if rate > 300 else 0.0
+        return Probe(rate, 4.0, 1000, failed, failed, failed, 1.0, 2.0, failed=failed, tolerated=0.001)
+
+    found = search(probe, start_rps=1000)
+    assert found.low_rps is not None and found.high_rps is not None
+    assert found.low_rps <= 300 < found.high_rps
+
+
 def test_a_server_that_holds_no_rate_has_no_capacity():
     found = search(probe_of(0.0), start_rps=200)
 

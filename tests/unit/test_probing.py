@@ -45,6 +45,10 @@ def test_a_late_generator_is_to_blame_unless_the_server_misses_by_itself(of_seco
     assert observer.in_the_way(health) == (health["why"] if blamed == "generator" else "")
 
 
+def test_failures_are_counted_apart_from_late_answers():
+    assert observed(response_us=SOON, service_us=SOON, failed=3).failures == 4 * 3
+
+
 def test_the_first_second_does_not_count():
     observer = _Observer(100_000)
     assert observer(second(0, LONG, LONG))
