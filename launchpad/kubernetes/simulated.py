@@ -31,13 +31,15 @@ FACTORS = (0.1, 20.0)
 
 @dataclass(frozen=True)
 class Simulated:
-    """A server: one queue for each line of traffic. shares: of the requests. factor: on every cost of the server."""
+    """A server: one queue for each line of traffic. shares: of the requests. factor: on every cost of the server. rows:
+    of a line's requests, one unless given."""
 
     queues: tuple[Queue, ...]
     shares: tuple[float, ...]
     threads: int
     host: Host
     factor: float = 1.0
+    rows: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
@@ -47,7 +49,8 @@ class Simulated:
         chance = np.random.default_rng([seed, 2])
         lines = chance.choice(len(self.queues), len(times_s), p=np.array(self.shares) / sum(self.shares))
         queues = [replace(queue, times=queue.times.costlier(self.factor)) for queue in self.queues]
-        result = simulate(queues, self.threads, self.host, Arrivals.of(times_s, 1, lines), seed)
+        rows = np.array(self.rows or [1] * len(self.queues))[lines]
+        result = simulate(queues, self.threads, self.host, Arrivals.of(times_s, rows, lines), seed)
         return np.nan_to_num(result.latency_s, nan=REFUSED_S)
 
     @functools.cached_property
@@ -100,6 +103,7 @@ def of(context: Context, found: Measured) -> Simulated | str:
         shares=tuple(float(line["weight"]) for line in lines),
         threads=threads or int(found.machine["cores"]),
         host=known[lines[0]["model"]].host(requests),
+        rows=tuple(int(line.get("batch", 1)) for line in lines),
     )
 
 
