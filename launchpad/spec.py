@@ -187,7 +187,8 @@ class BatchQueue(Strict):
     """Sizes that batches are padded up to; increasing, the last equal to max_batch_size. Empty: any size."""
     pad_variable_length_inputs: bool = False
     enable_large_batch_splitting: bool = False
-    """Split a request that is larger than max_batch_size instead of refusing it."""
+    """Split a request that does not fit into the batch being formed, and run at most max_execution_batch_size at once;
+    what is larger than max_batch_size is refused all the same."""
     max_execution_batch_size: Positive | None = None
     """With splitting: most examples that the model is run on at once; at most max_batch_size."""
 
@@ -478,6 +479,11 @@ class Objectives(Strict):
     """Highest share of failed requests, for each model."""
     throughput_rps: Annotated[float, Field(gt=0)] | None = None
     """Least successful requests a second, over all models."""
+
+    @property
+    def tolerated_errors(self) -> float:
+        """The error rate that tuning and autotuning hold: one in a hundred where none is declared."""
+        return 0.01 if self.error_rate is None else self.error_rate
 
 
 # --- tune -----------------------------------------------------------------------------------------------------
@@ -803,7 +809,7 @@ class Pipeline(Strict):
                     known = self.models[line.model].signatures
                     yield (*place, "signature"), _no_such("signature", line.signature, known)
         for name, model in self.models.items():
-            if isinstance(model.batching, BatchQueue) and self.serving.batching == "off":
+            if model.batching not in (None, "off") and self.serving.batching == "off":
                 yield ("models", name, "batching"), "needs serving.batching, which sets the batch threads"
             if model.source_kind == "saved_model" and (
                 model.preprocessing or any(s.steps or s.input for s in model.signatures.values())

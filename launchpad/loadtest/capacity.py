@@ -1,10 +1,10 @@
 """The capacity search: the highest Poisson rate at which p99 and the error rate hold. Pure: `probe` does the measuring.
 
 A rate holds when at most 1 % of its requests miss the latency objective or fail, and no more fail than the error rate
-allows. Doubling finds a rate that does not
-hold, bisection narrows the interval in between. A probe is over as soon as the confidence interval of that share is
-clear of 1 % on either side. Requests that queue together miss together, so the interval is widened by the design effect
-of seconds as clusters (Kish, Survey Sampling, 1965, section 5.4); without it, it is Wilson's (1927).
+allows. Doubling finds a rate that does not hold, bisection narrows the interval in between. A probe is over as soon as
+the confidence interval of that share is clear of 1 % on either side. Requests that queue together miss together, so the
+interval is widened by the design effect of seconds as clusters (Kish, Survey Sampling, 1965, section 5.4); without it,
+it is Wilson's (1927).
 """
 
 from __future__ import annotations

@@ -113,6 +113,23 @@ class Bench:
         """
         return self._run(INVOKE, *words, allowed=allowed)
 
+    def outcome(self, *words: str, file: str) -> dict[str, Any]:
+        """Run a command that ends with 1 where an objective does not hold; return what it left in a run's file.
+
+        Raises EnvironmentFault, with the end of its output, where it left nothing.
+        """
+        before = len(self.results(file))
+        self.invoke(*words, allowed=(0, 1))
+        found = self.results(file)
+        if len(found) == before:
+            raise EnvironmentFault(f"`{' '.join(words)}` on the workbench: {self._said()}", str(self.layout.root))
+        return found[-1]
+
+    def _said(self) -> str:
+        """Return the last lines that a command wrote."""
+        said = (self.layout.root / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return "\n    ".join(said[-8:])
+
     def _run(self, module: str, *words: str, allowed: Sequence[int] = (0,)) -> int:
         with self.running(*words, module=module) as command:
             try:
@@ -121,10 +138,8 @@ class Bench:
                 what = f"`{' '.join(words)}` on the workbench was not over after {COMMAND_TIMEOUT_S:g} s, and was ended"
                 raise EnvironmentFault(what, str(self.layout.root / LOG)) from None
         if code not in allowed:
-            said = (self.layout.root / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            shown = "\n    ".join(said[-8:])
             kind = GateFailed if code == 1 else EnvironmentFault
-            raise kind(f"`{' '.join(words)}` on the workbench: {shown}", str(self.layout.root))
+            raise kind(f"`{' '.join(words)}` on the workbench: {self._said()}", str(self.layout.root))
         return code
 
     @contextlib.contextmanager

@@ -170,7 +170,7 @@ def _pareto(axes: Any, done: Tuning) -> None:
     front = pareto(points)
     axes.plot(*zip(*front, strict=True), color=drawing.INK, linewidth=1.5, linestyle=":")
     axes.axhline(done.goal.limits.p99_s * 1e3, color=drawing.RED, linestyle="--", linewidth=1, label="p99 to hold")
-    axes.set(xlabel="requests/s due (dotted: the Pareto front)", ylabel="p99, ms", yscale="log")
+    axes.set(xlabel="requests/s due (dotted: the Pareto front)", ylabel="p99 of a whole probe, ms", yscale="log")
     drawing.plain_numbers(axes.yaxis)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -114,7 +115,7 @@ def explain(context: Context, found: profile.Profile, chosen: Configuration) -> 
     for share in RATES:
         rate = share * expected.value
         result = model.at(chosen, rate, predict.FINE_REQUESTS, rows)
-        waited = result.queued_s[~(result.queued_s != result.queued_s)].mean() * 1e3
+        waited = result.queued_s[~np.isnan(result.latency_s)].mean() * 1e3
         lines.append(
             (
                 f"{rate:,.0f}",

@@ -134,8 +134,7 @@ def goal_of(context: Context) -> Goal:
         raise DeclarationError(
             "no p99 to hold", context.declaration.where("objectives"), "declare objectives.p99_ms or tune.p99_ms"
         )
-    error_rate = predict.MISSES if objectives.error_rate is None else objectives.error_rate
-    return Goal(declared.goal, Limits(p99_ms / 1e3, error_rate), declared.rate_rps or 0.0)
+    return Goal(declared.goal, Limits(p99_ms / 1e3, objectives.tolerated_errors), declared.rate_rps or 0.0)
 
 
 def models_of(context: Context, model: str | None) -> list[str]:
@@ -229,7 +228,8 @@ def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     considered = predict.grid(
         found.machine["cores"], request_threads(context), line.batch, operation_threads=operation_threads
     )
-    if not any(goal.limits.hold(at) for at in _least(found, goal, considered, line.batch).values()):
+    least = _least(found, goal, considered, line.batch)
+    if goal.kind == "rate" and not any(goal.limits.hold(at) for at in least.values()):
         raise GateFailed(_unreachable(found, goal, considered, line.batch))
     with console.progress(f"simulates {len(considered)} configurations") as advance:
         ranked = predict.rank(Model.of(found), considered, goal, advance, line.batch, found.machine["cores"])
@@ -242,15 +242,20 @@ def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     }
     few = predict.worth_measuring(ranked, goal, context.declaration.pipeline.tune.candidates)
     chosen = list(dict.fromkeys([few[0], *named.values(), *few]))
-    key = files.digest([found.model_digest, found.backend, machine.describe(), repr(goal), line.line])
+    flags = repr(sorted(context.declaration.pipeline.serving.flags.items()))
+    key = files.digest([found.model_digest, found.backend, machine.describe(), repr(goal), line.line, flags])
     progress = Progress.at(workplace(context.layout, model) / "progress.json", key)
     state = _State(context, model, line, goal, found, ranked, progress, clock, time_limit_s)
     skipped = _measure_all(state, chosen)
     judged = judge(progress.measured, goal)
-    if not judged:
-        raise GateFailed(_nothing_holds(progress.measured, goal))
-    best = decide(judged, goal)
-    _refuse_if_outdone(progress.measured, best, goal)
+    try:
+        if not judged:
+            raise GateFailed(_nothing_holds(progress.measured, goal))
+        best = decide(judged, goal)
+        _refuse_if_outdone(progress.measured, best, goal)
+    except GateFailed:
+        progress.path.unlink(missing_ok=True)  # that was a verdict, no interruption: the next run measures anew
+        raise
     done = Tuning(
         model,
         line,
@@ -310,10 +315,11 @@ def _measure(state: _State, chosen: Configuration) -> Measured:
     bench = Bench(state.context.declaration, workplace(state.context.layout, state.model) / "bench", [state.line])
     profiles: dict[str, Any] = {}
     if state.goal.kind != "rate":
-        profiles[PROFILE] = {"loop": "open", "rate_rps": state.goal.rate_rps, "duration_s": RATE_S}
+        duration_s = max(RATE_S, profiling.Window.at(state.goal.rate_rps).load_s)
+        profiles[PROFILE] = {"loop": "open", "rate_rps": state.goal.rate_rps, "duration_s": duration_s}
     bench.declare({state.model: chosen.queue}, chosen.threads, profiles, chosen.flags)
-    server = bench.launch()
     try:
+        server = bench.launch()
         if state.goal.kind == "rate":
             measured = _measure_capacity(bench, state, chosen)
         else:
@@ -328,35 +334,11 @@ def _measure_capacity(bench: Bench, state: _State, chosen: Configuration) -> Mea
         Model.of(state.profile), chosen, state.goal.limits, _near(state.ranked), rows=state.line.batch
     )
     words = ["capacity", "--p99", f"{state.goal.limits.p99_s * 1e3:g}", "--start", f"{max(guess, 1.0):.0f}"]
-    bench.invoke(*words, allowed=(0, 1))
-    found = bench.results(runfolder.CAPACITY)[-1]
-    folder = bench.layout.results(found["run"]) / "probes"
-    tried = found["probes"]
-    failed = [_failed_share(folder / f"{number:02d}") for number in range(len(tried))]
-    low, high = holding(tried, failed, state.goal.limits.error_rate)
-    probes = [(probe["rate_rps"], probe["p50_ms"], probe["p99_ms"], probe["share"]) for probe in tried]
+    found = bench.outcome(*words, file=runfolder.CAPACITY)
+    low, high = found["interval_rps"]
+    probes = [(probe["rate_rps"], probe["p50_ms"], probe["p99_ms"], probe["share"]) for probe in found["probes"]]
     middle = math.sqrt(low * (high or low)) if low else None
     return Measured(chosen, middle, low, high or low, probes, found["limited"], found["run"], 0.0)
-
-
-def _failed_share(folder: Path) -> float:
-    """Return the share of a probe's requests that got no right answer."""
-    sent = sum(row["requests"] for row in runfolder.read_history(folder))
-    return sum(row["count"] for row in runfolder.read_errors(folder)) / sent if sent else 0.0
-
-
-def holding(
-    probes: Sequence[dict[str, Any]], failed: Sequence[float], error_rate: float
-) -> tuple[float | None, float | None]:
-    """Return (highest rate that holds, lowest above it that does not): p99, as the capacity search judges it, and the
-    error rate, which it does not look at by itself. None where no such rate was tried. As in that search, a rate that
-    holds says more than failures at or below it."""
-    holds = [
-        probe["share"] <= predict.MISSES and share <= error_rate for probe, share in zip(probes, failed, strict=True)
-    ]
-    highest = max((probe["rate_rps"] for probe, held in zip(probes, holds, strict=True) if held), default=None)
-    broken = [probe["rate_rps"] for probe, held in zip(probes, holds, strict=True) if not held]
-    return highest, min((rate for rate in broken if rate > (highest or 0.0)), default=None)
 
 
 def _near(ranked: Sequence[Expected]) -> float:
@@ -364,7 +346,7 @@ def _near(ranked: Sequence[Expected]) -> float:
 
 
 def _measure_at_rate(bench: Bench, server: Any, state: _State, chosen: Configuration) -> Measured:
-    used = profiling.use(bench, server, PROFILE)
+    used = profiling.use(bench, server, PROFILE, profiling.Window.at(state.goal.rate_rps))
     found = bench.results(runfolder.SUMMARY)[-1]
     totals = found["totals"]
     missed = 1 - (totals["success_rate"] or 0.0)
@@ -501,6 +483,6 @@ def _note(context: Context, done: Tuning, changed: dict[str, tuple[Any, Any]], f
     table = "\n".join([f"| measured | {goal.unit} | interval |", "| --- | ---: | ---: |", *rows])
     report = context.layout.relative(folder / "report.md")
     link = f"[Report](../../{report}). Obeyed where pipeline.yaml says `batching: tuned`."
-    why = f"best of {len(done.judged)} measured configurations with p99 at most {goal.limits.p99_s * 1e3:g} ms"
+    why = f"best of {len(done.judged)} measured configurations: {reporting.goal_in_words(done)}"
     title = f"{done.model}: {best.chosen.title}"
     notes.record(context.declaration, "tune", changed, why, title=title, evidence=f"{table}\n\n{link}")

@@ -8,7 +8,6 @@ it and answers every signature as the exporter does; what it gains is computed f
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +44,16 @@ class Variant:
 
 def write(source: Path, target: Path, kind: str) -> None:
     """Write a SavedModel with the same signatures, frozen or compiled. Raises ValueError for a model that has none."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+    from launchpad.export.stage import quiet_tensorflow
 
-    module = tf.Module()
-    loaded = tf.saved_model.load(str(source))
-    if not loaded.signatures:
-        raise ValueError("the model has no signatures")
-    signatures = {name: _frozen(function, kind == XLA) for name, function in loaded.signatures.items()}
-    tf.saved_model.save(module, str(target), signatures)
+    with quiet_tensorflow():
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(str(source))
+        if not loaded.signatures:
+            raise ValueError("the model has no signatures")
+        signatures = {name: _frozen(function, kind == XLA) for name, function in loaded.signatures.items()}
+        tf.saved_model.save(tf.Module(), str(target), signatures)
 
 
 def _frozen(function: Any, compiled: bool) -> Any:
@@ -97,8 +97,9 @@ def compare(context: Context, model: str) -> list[Variant]:
                 write(source, version, kind)
             bench = Bench(context.declaration, place / f"bench-{kind.replace(' ', '-')}", [line], {model: version})
             found.append(_tried(context, bench, line, examples, declared.acceptance.parity, kind, configuration))
-        except (EnvironmentFault, GateFailed, ServerError, ValueError) as error:
-            found.append(Variant(kind, obstacle=str(error).strip().splitlines()[0]))
+        except (EnvironmentFault, GateFailed, ServerError, ValueError, AssertionError) as error:
+            said = str(error).strip() or type(error).__name__  # TensorFlow asserts that it knows what a model refers to
+            found.append(Variant(kind, obstacle=said.splitlines()[0]))
     return found
 
 
@@ -112,8 +113,8 @@ def _tried(
     configuration: Configuration,
 ) -> Variant:
     bench.declare({}, 1)
-    server = bench.launch()
     try:
+        server = bench.launch()
         far = difference(server, line.model, examples)
     finally:
         bench.stop()
@@ -128,7 +129,8 @@ _quiet: Callable[[str], None] = lambda _: None  # noqa: E731
 
 
 def difference(server: Server, model: str, examples: Examples) -> float:
-    """Return the largest difference of the server's answers to the exporter's, over all signatures."""
+    """Return the largest difference of the server's answers to the exporter's, over all signatures; without end where
+    texts differ."""
     client: GrpcClient | RestClient
     client = GrpcClient(f"127.0.0.1:{server.grpc_port}") if server.grpc_port else RestClient(server.rest_url or "")
     worst = 0.0
@@ -137,8 +139,14 @@ def difference(server: Server, model: str, examples: Examples) -> float:
         expected = examples.outputs[signature]
         for name, values in given.items():
             wanted = expected[name] if name in expected else next(iter(expected.values()))
-            worst = float(np.maximum(worst, np.max(np.abs(values - wanted[:EXAMPLES]))))
+            worst = float(np.maximum(worst, _far(np.asarray(values), np.asarray(wanted)[:EXAMPLES])))
     return worst
+
+
+def _far(values: np.ndarray, wanted: np.ndarray) -> float:
+    if values.dtype.kind in "biufc" and wanted.dtype.kind in "biufc":
+        return float(np.max(np.abs(values.astype(np.float64) - wanted)))
+    return 0.0 if (values.astype(str) == wanted.astype(str)).all() else math.inf
 
 
 def show(context: Context, model: str | None) -> None:
@@ -158,10 +166,22 @@ def show(context: Context, model: str | None) -> None:
         columns = ("variant", "largest difference", "1 row µs", "16 rows µs", "expected requests/s", "gain")
         chosen = tuning.declared_configuration(context, name).title
         console.table(f"{name}, {chosen}", columns, rows, right=columns[1:5])
-        document = [{"kind": one.kind, "difference": one.difference, "expected_rps": one.expected} for one in found]
-        path = context.layout.root / "reports" / "tuning" / f"{name}-variants.json"
-        files.write_json(path, [{**row, "obstacle": one.obstacle} for row, one in zip(document, found, strict=True)])
+        document = [
+            {
+                "kind": one.kind,
+                "difference": _finite(one.difference),
+                "expected_rps": _finite(one.expected),
+                "obstacle": one.obstacle,
+            }
+            for one in found
+        ]
+        files.write_json(context.layout.root / "reports" / "tuning" / f"{name}-variants.json", document)
         for one in found[1:]:
             if one.profile and one.expected > asis.expected * (1 + tuning.SAME):
                 where = tuning.workplace(context.layout, name) / one.kind
                 console.say(f"  {one.kind} is in {context.layout.relative(where)}; publish it as a version of its own")
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON has it."""
+    return value if math.isfinite(value) else None

@@ -120,14 +120,6 @@ def test_a_measurement_in_which_the_generator_was_in_the_way_is_not_used():
     assert "at full CPU" in problem.what and problem.fix
 
 
-def test_a_rate_holds_only_with_the_error_rate_held_too():
-    probes = [{"rate_rps": rate, "share": share} for rate, share in ((100.0, 0.0), (110.0, 0.004), (120.0, 0.5))]
-    assert tuning.holding(probes, [0.0, 0.0, 0.4], error_rate=0.001) == (110.0, 120.0)
-    assert tuning.holding(probes, [0.0, 0.004, 0.4], error_rate=0.001) == (100.0, 110.0)
-    assert tuning.holding(probes, [0.1, 0.1, 0.4], error_rate=0.001) == (None, 100.0)
-    assert tuning.holding(probes, [0.1, 0.0, 0.4], error_rate=0.001) == (110.0, 120.0)
-
-
 def test_where_nothing_holds_the_nearest_is_named():
     assert tuning.judge([measured(OFF, None, None)], RATE) == []
     (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE)
@@ -148,6 +140,19 @@ def test_what_was_measured_is_there_after_an_interruption_unless_the_question_is
     progress.add(measured(batched(16), 1200, 1250))
     assert tuning.Progress.at(tmp_path / "progress.json", "key").of(batched(16)) == progress.measured
     assert tuning.Progress.at(tmp_path / "progress.json", "other").measured == []
+
+
+def test_a_window_is_as_long_as_it_takes_to_see_enough():
+    fast, slow = profiling.Window.at(5000.0), profiling.Window.at(4.0)
+    assert (fast.length_s, fast.load_s) == (profiling.WINDOW_S, profiling.LOADED_S)
+    assert slow.length_s * 4.0 >= profiling.FEWEST_ANSWERS and slow.load_s > slow.begin_s + slow.length_s
+    assert profiling.Window.at(2.0, users=24).begin_s == 12.0  # who ask in turn are answered in turn
+
+
+def test_a_simulation_is_long_enough_for_its_latency_and_no_longer_than_can_be_borne():
+    assert predict._enough(12_000, Limits(0.1), 10_000.0) == 20_000
+    assert predict._enough(12_000, Limits(0.01), 10_000.0) == 12_000
+    assert predict._enough(12_000, Limits(5.0), 10_000.0) == 48_000
 
 
 def test_the_pareto_front_leaves_out_what_is_beaten_in_both():
@@ -209,6 +214,33 @@ def test_what_deep_batches_save_counts_by_their_size_and_only_on_the_event_loop(
     slow = a_profile(run_s=runs, full=use(run_s=9e-4, server_s=9.6e-4), large=use(run_s=1.1e-3), deep=deep)
     assert slow.task_s[128] == slow.task_s[16]  # its batches run beside the loop
     assert a_profile(backend="native", deep=deep).task_s[128] == a_profile(backend="native").task_s[16]
+
+
+@pytest.mark.parametrize("rows", [4, 8, 16, 64])
+def test_requests_of_several_rows_do_not_make_batching_dear(rows):
+    """Their batches hold fewer requests than rows; here joining them costs nothing."""
+    runs = dict(zip(profile.SIZES, (1e-4 + 1e-6 * size for size in profile.SIZES), strict=True))
+    found = a_profile(
+        traffic=Traffic(model="tiny", batch=rows),
+        run_s=tuple(runs.values()),
+        full=use(run_s=runs[rows], server_s=6e-5 + runs[rows], rate_rps=1 / (6e-5 + runs[rows])),
+        large=use(run_s=runs[8], server_s=6e-5 + runs[8], rate_rps=1 / (6e-5 + runs[8])),
+        batched=use(server_s=6e-5 + runs[64] / (64 / rows), batch=64.0),
+        deep=use(server_s=6e-5 + runs[64] / (64 / rows), batch=64.0),
+    )
+    assert found.front_s == pytest.approx(6e-5)
+    assert found.task_s == pytest.approx(np.zeros(129), abs=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["embedded", "docker", "native"])
+def test_runs_that_share_the_processors_are_as_long_as_by_themselves(backend):
+    """With many at once the server counts what the others took as well."""
+    slow = tuple(1e-2 + 1e-3 * size for size in profile.SIZES)
+    crowded = use(run_s=0.12, server_s=0.0112, rate_rps=180.0)
+    found = a_profile(backend=backend, run_s=slow, full=crowded, large=crowded)
+    assert found.batch_s[1] == pytest.approx(0.011)
+    assert found.batch_s[64] == pytest.approx(0.074)
+    assert found.front_s == pytest.approx(2e-4)
 
 
 OTHERWISE = profile.Otherwise(2, tuple((1e-4 + 2e-5 * size) / 2 for size in profile.FEWER_SIZES), {2: 2.0})
