@@ -216,7 +216,7 @@ def run(
     batch_cores: float,  # that a batch on a thread keeps busy
     fronts: int,
     loop: bool,
-    inline_s: float,
+    inline: Any,  # [queues, rows + 1] bool: whether a batch of so many rows runs on the event loop
     threads: int,
     request_threads: int,
     poll_s: float,
@@ -260,13 +260,12 @@ def run(
     client_end = 0.0
     mode = np.full(fronts, -1, np.int64)
     argument = np.zeros(fronts, np.int64)
-    pointer = np.zeros(fronts, np.int64)
     front_end = np.zeros(fronts)
-    again = np.zeros(fronts, np.bool_)
     front_idle = np.zeros(fronts)
-    extra = np.zeros(
-        fronts
-    )  # s that each answer of a batch takes besides: under an event loop, what joins batches there
+    # what an event loop does before it takes what lies ready, in this order: it reads a request that had waited for
+    # another to be answered, answers the rest of a batch, looks for batches to start, answers one that a thread ran
+    admitted, rest, pointer, again, ended = -1, -1, 0, False, -1
+    told = False  # whether answers of a batch wait to be sent
     client_idle = 0.0
 
     slots = threads + request_threads
@@ -376,7 +375,7 @@ def run(
                 k = queue_of[r]
                 entered[r] = now
                 if q[k, OFF]:
-                    if loop and not work[k, sizes[r]] < inline_s:
+                    if loop and not inline[k, sizes[r]]:
                         direct[direct_tail] = r
                         direct_tail += 1
                     else:
@@ -413,34 +412,32 @@ def run(
             elif kind == ANSWER:
                 answered = held_now
             elif kind == RUN:
-                mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
-                extra[f] = task_s[batches[held_now, QUEUE], batches[held_now, ROWS]]
-                front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
-                fronts_busy += 1
+                rest, pointer = held_now, batches[held_now, FIRST]
             elif kind == ANSWERS:
-                k = batches[held_now, QUEUE]
-                r = parts[q[k, PARTS_AT] + pointer[f]]
+                r = parts[q[batches[held_now, QUEUE], PARTS_AT] + pointer]
                 missing[r] -= 1
                 if missing[r] == 0:
                     answered = r
-                pointer[f] += 1
-                if pointer[f] < part_ends[held_now]:
-                    mode[f], argument[f] = ANSWERS, held_now
-                    front_end[f] = work_clock + front_s[k, 1] + extra[f]
-                    fronts_busy += 1
+                pointer += 1
+                if pointer == part_ends[held_now]:
+                    rest = -1
+                told = True
             if answered >= 0:
                 inside -= 1
                 answers[answered_tail] = answered
                 answered_tail += 1
                 if out_head < out_tail:
-                    items[item_tail] = outside[out_head] * 8 + READ
-                    item_tail += 1
+                    if loop:
+                        admitted = outside[out_head]
+                    else:
+                        inside += 1
+                        items[item_tail] = outside[out_head] * 8 + READ
+                        item_tail += 1
                     out_head += 1
-                    inside += 1
 
         if enter >= 0:
-            if inside < request_threads:
-                inside += 1
+            if loop or inside < request_threads:
+                inside += 0 if loop else 1  # an event loop counts those that it reads
                 items[item_tail] = enter * 8 + READ
                 item_tail += 1
             else:
@@ -448,12 +445,12 @@ def run(
                 out_tail += 1
 
         # answers go out: under an event loop when all is done that lay ready when it last looked
-        turn_over = (
-            mode[0] < 0 and not again[0] and (item_head >= turn_end or answered_tail - answered_head >= GATHERED)
-        )
-        if turn_over or not loop:
+        resting = mode[0] < 0 and admitted < 0 and rest < 0 and not again
+        turn_over = resting and item_head >= turn_end
+        if turn_over:
             turn_end = item_tail
             fresh = fresh or answered_head < answered_tail
+        if turn_over or not loop or answered_tail - answered_head >= GATHERED:
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )
@@ -461,35 +458,42 @@ def run(
 
         # front workers take what is before them
         for f in range(fronts):
-            while mode[f] < 0 and (again[f] or item_head < item_tail):
-                if again[f]:
-                    again[f] = False
-                    kind, held_now = LOOK, 0
+            while mode[f] < 0 and (admitted >= 0 or rest >= 0 or again or item_head < item_tail):
+                if admitted >= 0:
+                    kind, held_now, admitted = READ, admitted, -1
+                elif rest >= 0:
+                    kind, held_now = ANSWERS, rest
+                elif again:
+                    kind, held_now, again = LOOK, 0, False
                 else:
+                    if told:  # answers of batches go out before anything else is read
+                        client_tail, finished = _send(
+                            now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
+                        )
+                        answered_head, told, fresh = answered_tail, False, True
                     kind, held_now = items[item_head] & 7, items[item_head] >> 3
                     item_head += 1
-                if kind in (READ, ANSWER):
+                if kind == READ and loop:
+                    if inside >= request_threads:
+                        outside[out_tail] = held_now
+                        out_tail += 1
+                        continue
+                    inside += 1
+                if kind in (READ, ANSWER, ANSWERS):
+                    k = batches[held_now, QUEUE] if kind == ANSWERS else queue_of[held_now]
                     mode[f], argument[f] = kind, held_now
-                    front_end[f] = work_clock + front_s[queue_of[held_now], 0 if kind == READ else 1]
+                    front_end[f] = work_clock + front_s[k, 0 if kind == READ else 1]
+                    if kind == ANSWERS:
+                        front_end[f] += task_s[k, batches[held_now, ROWS]]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
                     if loop and fresh and kind == READ:
                         fresh = False
                         front_end[f] += turn_s
                     fronts_busy += 1
-                    break
-                if kind == DONE:
+                elif kind == DONE:
                     threads_busy -= 1
-                    mode[f], argument[f], pointer[f] = ANSWERS, held_now, batches[held_now, FIRST]
-                    extra[f] = task_s[batches[held_now, QUEUE], batches[held_now, ROWS]]
-                    front_end[f] = work_clock + front_s[batches[held_now, QUEUE], 1] + extra[f]
-                    if now > front_idle[f]:
-                        front_end[f] += wake_s[0]
-                    fronts_busy += 1
-                    if not looking:
-                        looking = True
-                        items[item_tail] = LOOK
-                        item_tail += 1
+                    ended, again = held_now, True
                 else:
                     looking = False
                     while threads_busy < threads:
@@ -503,22 +507,24 @@ def run(
                         for p in range(batches[b, FIRST], part_ends[b]):
                             r = parts[q[k, PARTS_AT] + p]
                             queued[r] = now - entered[r]
-                        if work[k, batches[b, ROWS]] < inline_s:
+                        if inline[k, batches[b, ROWS]]:
                             mode[f], argument[f] = RUN, b
                             front_end[f] = work_clock + seconds
                             fronts_busy += 1
-                            again[f] = True
+                            again = True
                             break
-                        seconds = seconds
                         job_end[jobs], job_of[jobs] = work_clock + seconds, b
                         jobs += 1
                         threads_busy += 1
                     timer = np.inf
-                    if mode[f] < 0 and threads_busy < threads:
-                        timer = _earliest(q, timeouts, order, batches, started)
+                    if mode[f] < 0:
+                        if threads_busy < threads:
+                            timer = _earliest(q, timeouts, order, batches, started)
+                        if ended >= 0:
+                            rest, pointer, ended = ended, batches[ended, FIRST], -1
 
         if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
-            fresh = True
+            told, fresh = False, True
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )
@@ -538,7 +544,6 @@ def run(
                 k = batches[b, QUEUE]
                 seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
                 seconds += task_s[k, batches[b, ROWS]] * (part_ends[b] - batches[b, FIRST])
-                seconds = seconds
                 job_end[jobs], job_of[jobs], thread_of[jobs] = work_clock + seconds, b, tried
                 jobs += 1
                 threads_busy += 1

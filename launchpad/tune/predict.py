@@ -18,6 +18,8 @@ MISSES = 0.01
 """A rate holds when no more than this share of requests is late or refused: p99 is held."""
 REQUESTS = 12_000
 FINE_REQUESTS = 60_000
+LONGEST = 4
+"""A simulation is at most so many times as long as asked for, however long the latency to hold."""
 RESOLUTION = 1.02
 DOUBT = 0.1
 """Share by which a measured cost may be off, either way: neighbours on the machine move costs by as much."""
@@ -74,8 +76,8 @@ class Model:
     otherwise: Mapping[int, tuple[ServiceTimes, Host]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, profile: Profile, with_generator: bool = True) -> Model:
-        times, host = profile.times(), profile.host(1 << 20, with_generator)
+    def of(cls, profile: Profile) -> Model:
+        times, host = profile.times(), profile.host(1 << 20)
         other = profile.otherwise
         return cls(times, host, {other.threads: profile.with_other_threads(times, host)} if other else {})
 
@@ -114,14 +116,10 @@ class Limits:
 def capacity(
     model: Model, chosen: Configuration, limits: Limits, guess_rps: float, requests: int = REQUESTS, rows: int = 1
 ) -> float:
-    """Return the highest rate in requests/s that holds in simulation, to RESOLUTION; 0 if not even one a second does.
-
-    The run at each rate lasts at least twenty times the latency to hold, so that a queue that only grows shows.
-    """
+    """Return the highest rate in requests/s that holds in simulation, to RESOLUTION; 0 if not one a second does."""
 
     def holds(rate: float) -> bool:
-        enough = max(requests, math.ceil(20 * limits.p99_s * rate))
-        return limits.hold(model.at(chosen, rate, enough, rows))
+        return limits.hold(model.at(chosen, rate, _enough(requests, limits, rate), rows))
 
     low, high, step = None, None, 1.1
     rate = guess_rps
@@ -135,6 +133,12 @@ def capacity(
         rate = math.sqrt(low * high) if low and high else rate * step if low else rate / step
         step **= 1.5
     return low
+
+
+def _enough(requests: int, limits: Limits, rate_rps: float) -> int:
+    """Return how many requests to simulate: for twenty times the latency to hold, so that a queue that only grows
+    shows, but not for longer than a search through many configurations can bear."""
+    return min(max(requests, math.ceil(20 * limits.p99_s * rate_rps)), LONGEST * requests)
 
 
 MOST_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -207,7 +211,7 @@ def value(model: Model, chosen: Configuration, goal: Goal, guess_rps: float, req
     """Return the goal's value for a configuration in simulation; nan where the limits do not hold."""
     if goal.kind == "rate":
         return capacity(model, chosen, goal.limits, guess_rps, requests, rows) or math.nan
-    result = model.at(chosen, goal.rate_rps, max(requests, math.ceil(20 * goal.limits.p99_s * goal.rate_rps)), rows)
+    result = model.at(chosen, goal.rate_rps, _enough(requests, goal.limits, goal.rate_rps), rows)
     if goal.kind == "latency":
         return result.percentile_ms(99) if result.refused_share <= goal.limits.error_rate else math.nan
     return result.processor_use * 100 if goal.limits.hold(result) else math.nan

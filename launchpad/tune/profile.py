@@ -64,8 +64,8 @@ class Profile:
     residuals: QUANTILES of single runs over their size's median, a mean of 1. spread_s: quartiles of each size's runs.
     together: {k: run of k batches at once over that of one}.
     full: a request without batching at the highest rate; large: one of LARGE rows likewise; batched: at the highest
-    rate with batching; deep: likewise with MANY_USERS; middle: without batching at MIDDLE of the highest rate, and its
-    median latency; high: at HIGH of it.
+    rate with batching; deep: likewise when more is asked for than is answered; middle: without batching at MIDDLE of
+    the highest rate, and its median latency; high: at HIGH of it.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
     paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy; 1 on average.
     operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
@@ -106,30 +106,41 @@ class Profile:
     def others(self) -> float:
         return max(use.others for use in (self.full, self.large, self.batched, self.deep, self.middle, self.high))
 
-    def _run_s(self, use: Use) -> float:
-        """A run under full load without what neighbours took of the processor meanwhile.
+    def _alone_s(self, rows: float) -> float:
+        """Return the s of a run of so many rows by itself, on an idle server."""
+        return float(np.interp(rows, self.sizes, self.run_s))
 
-        An event loop that is never idle has the processor for as long as it uses it; for the rest others have it.
+    def _run_s(self, use: Use, rows: int) -> float:
+        """Return the processor time of a run of so many rows under full load.
+
+        An event loop that is never idle has the processor for as long as it uses it, for the rest neighbours have it.
+        Runs beside each other share the processors, so that the time the server counts is the others', too.
         """
+        if self._alone_s(rows) >= self._inline_s:
+            return self._alone_s(rows)
         return use.run_s * min(1.0, use.server_s * use.rate_rps)
 
     @property
     def batch_s(self) -> np.ndarray:
         """[largest + 1] s of a batch of each size under load: as measured, less what warm caches save; never falling
-        with the size. What they save was measured at one row and at LARGE, and is interpolated by the logarithm."""
+        with the size. What they save was measured at a request's rows and at LARGE, as far as these run on the event
+        loop, and is interpolated by the logarithm."""
         sizes = np.arange(self.sizes[-1] + 1)
         alone = np.interp(sizes, self.sizes, self.run_s)
-        saved = [self.run_s[0] - self._run_s(self.full), self.run_s[self.sizes.index(LARGE)] - self._run_s(self.large)]
-        if self.run_s[self.sizes.index(LARGE)] > self._inline_s:  # ran beside others, which says nothing of caches
-            saved[1] = saved[0]
-        saving = np.interp(np.log(np.maximum(sizes, 1)), [0.0, np.log(LARGE)], saved)
+        rows = self.traffic.batch
+        saved = {rows: self._alone_s(rows) - self._run_s(self.full, rows)}
+        if rows != LARGE and self._alone_s(LARGE) < self._inline_s:
+            saved[LARGE] = self._alone_s(LARGE) - self._run_s(self.large, LARGE)
+        known = sorted(saved)
+        saving = np.interp(np.log(np.maximum(sizes, 1)), np.log(known), [saved[size] for size in known])
         return np.maximum.accumulate(np.maximum(alone - saving, 0.2 * alone))
 
     @property
     def front_s(self) -> float:
         """Work on a request outside its run, under full load, without its part in a turn of the event loop: of users
         who ask again as soon as they are answered, half are read in a turn."""
-        return max(1e-6, self.full.server_s - self._run_s(self.full) - self.turn_s / (USERS / 2))
+        run_s = self._run_s(self.full, self.traffic.batch)
+        return max(1e-6, self.full.server_s - run_s - self.turn_s / (USERS / 2))
 
     @property
     def task_s(self) -> np.ndarray:
@@ -147,8 +158,8 @@ class Profile:
         return np.maximum(np.interp(np.log(rows), np.log(sizes), added), -0.9 * self.front_s * (1 - READ_SHARE))
 
     def _added_s(self, use: Use) -> float:
-        rows = max(1.0, use.batch)
-        return use.server_s - self.front_s - (self.turn_s + self._batch_of(use)) / rows
+        requests = max(1.0, use.batch / self.traffic.batch)
+        return use.server_s - self.front_s - (self.turn_s + self._batch_of(use)) / requests
 
     def _batch_of(self, use: Use) -> float:
         """Return the s of a batch of a load's mean size."""
@@ -188,7 +199,11 @@ class Profile:
         return replace(times, batch_s=times.batch_s * factor), replace(host, batch_cores=cores)
 
     def host(self, request_threads: int, with_generator: bool = True) -> Host:
-        """Return the host that the simulator takes. with_generator: the load generator runs on the same cores."""
+        """Return the host that the simulator takes.
+
+        with_generator: the load generator runs on the same cores, and latency is what it sees; else what the server
+        sees of clients elsewhere.
+        """
         cores = int(self.machine["cores"])
         generator = self.full.generator_s if with_generator else 0.0
         return Host(
@@ -204,7 +219,7 @@ class Profile:
             wake_s=self.wake_s,
             turn_s=self.turn_s,
             client_wake_s=self.client_wake_s if with_generator else 0.0,
-            path_s=self.path_s,
+            path_s=self.path_s if with_generator else 0.0,
             paces=np.asarray(self.paces),
             pace_s=self.pace_s,
         )
@@ -221,7 +236,7 @@ def calibrated(profile: Profile) -> Profile:
     cores, loop = int(profile.machine["cores"]), profile.backend == "embedded"
 
     def simulated(use: Use) -> Result:
-        arrivals = poisson_arrivals(use.rate_rps, 20_000, seed=1)
+        arrivals = poisson_arrivals(use.rate_rps, 20_000, seed=1, size=profile.traffic.batch)
         return simulate([Queue(None, profile.times())], 1, profile.host(1 << 20), arrivals)
 
     for _ in range(40):

@@ -31,12 +31,17 @@ from launchpad.tune import pace
 from launchpad.tune.bench import LOG, Bench
 from launchpad.tune.profile import FEWER_SIZES, INTRA_OP, LARGE, SIZES, USERS, Otherwise, Profile, Use, calibrated
 
-SIZE_TIME_S = 0.4
+SIZE_TIME_S = 0.3
 FEWEST_CALLS = 12
-MANY_USERS = 192
-"""Users with whom batches are as deep as a queue under overload makes them."""
-LOADED_S = 3.0
-WINDOW_S = 2.0
+FEWEST_SLOW_CALLS = 3
+"""Of runs so long that FEWEST_CALLS of them last many times SIZE_TIME_S."""
+OVERLOAD = 1.3
+"""Of the highest rate of USERS with batching: more than the server answers, so that batches are as deep as they become,
+and as many connections are in use as wait at a server's limit, which costs up to a fifth more a request than few do."""
+LOADED_S = 2.6
+WINDOW_S = 1.7
+FEWEST_ANSWERS = 20
+"""In a window, and before it begins."""
 MIDDLE = 0.4
 """Of the highest rate: where little queues, and yet much comes while something else is under way."""
 HIGH = 0.75
@@ -51,57 +56,81 @@ REQUESTS = ":tensorflow:serving:request_count"
 PROCESSED = ":tensorflow:serving:batching_session:processed_batch_size"
 
 
+@dataclass(frozen=True)
+class Window:
+    """What of a load is looked at. begin_s: how long the first answers take; length_s: of the look; load_s: of all."""
+
+    begin_s: float
+    length_s: float
+    load_s: float
+
+    @classmethod
+    def at(cls, rate_rps: float, users: int = 0) -> Window:
+        """Return a window with enough answers in it at a rate; of users who ask in turn the first wait for all."""
+        begin_s, length_s = max(FEWEST_ANSWERS, users) / rate_rps, max(WINDOW_S, FEWEST_ANSWERS / rate_rps)
+        return cls(begin_s, length_s, round(LOADED_S - WINDOW_S + begin_s + length_s, 1))
+
+
 def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advance: Callable[[str], None]) -> Profile:
     """Measure a line of traffic on servers of the bench, which are ended.
 
     Raises EnvironmentFault if a server does not start, does not answer, or has no metrics page.
     """
     began = time.monotonic()
-    loads: dict[str, dict[str, Any]] = {
-        "full": {"users": USERS, "duration_s": LOADED_S},
-        "large": {
-            "users": USERS,
-            "duration_s": LOADED_S,
-            "traffic": [line.model_copy(update={"batch": LARGE}).model_dump(mode="json")],
-        },
-    }
-    loads["deep"] = loads["full"] | {"users": MANY_USERS}
+    loads: dict[str, dict[str, Any]] = {}
+
+    def loaded(name: str, rate_rps: float, load: dict[str, Any]) -> Use:
+        """Put a load on the server that runs, at about so many requests/s."""
+        window = Window.at(rate_rps, load.get("users", 0))
+        loads[name] = load | {"duration_s": window.load_s}
+        bench.declare(*declared, loads)
+        return use(bench, server, name, window)
+
     inputs = examples.inputs[line.signature]
+    cores = int(machine.describe()["cores"])
     advance("a server without batching")
-    bench.declare({}, 1, loads)
-    server = bench.launch()
+    declared: tuple[dict[str, BatchQueue | None], int] = ({}, 1)
+    bench.declare(*declared)
     try:
+        server = bench.launch()
         advance("batch sizes one by one")
         runs = {size: _runs(server, line, _rows(inputs, size)) for size in SIZES}
         advance("batches at once")
-        together = _together(server, line, inputs, int(machine.describe()["cores"]))
+        medians = [float(np.median(runs[size])) for size in SIZES]
+        together = _together(server, line, inputs, cores, medians[-1])
         advance("the highest rate")
-        full = use(bench, server, "full")
-        large = use(bench, server, "large")
+        of_one, of_large = (float(np.interp(rows, SIZES, medians)) for rows in (line.batch, LARGE))
+        users = {"users": USERS}
+        full = loaded("full", cores / of_one, users)
+        larger = [line.model_copy(update={"batch": LARGE}).model_dump(mode="json")]
+        large = loaded("large", cores / of_large, users | {"traffic": larger})
         advance("a middle and a high rate")
-        for name, share in (("middle", MIDDLE), ("high", HIGH)):
-            loads[name] = {"loop": "open", "rate_rps": round(share * full.rate_rps), "duration_s": LOADED_S}
-        bench.declare({}, 1, loads)
-        middle, high = (use(bench, server, name) for name in ("middle", "high"))
+        middle, high = (
+            loaded(name, rate, {"loop": "open", "rate_rps": round(rate, 1)})
+            for name, rate in (("middle", MIDDLE * full.rate_rps), ("high", HIGH * full.rate_rps))
+        )
+        again = loaded("full", full.rate_rps, users)
+        full = min(full, again, key=lambda one: one.server_s)  # neighbours only ever add to it
         advance("the highest rate with batching")
-        queue = BatchQueue(max_batch_size=64, max_enqueued_batches=64)
-        bench.declare({line.model: queue}, int(machine.describe()["cores"]), loads)
+        queue = BatchQueue(max_batch_size=max(64, line.batch), max_enqueued_batches=64)
+        declared = {line.model: queue}, cores
+        bench.declare(*declared)
         server = bench.launch()
-        batched, deep = (use(bench, server, name) for name in ("full", "deep"))
+        batched = loaded("batched", full.rate_rps, users)
+        more = round(OVERLOAD * batched.rate_rps, 1)
+        deep = loaded("deep", batched.rate_rps, {"loop": "open", "rate_rps": more})
         threads, other = operation_threads(bench.flags, server.backend)
         otherwise = None
         if other:
             advance(f"{other} thread{'' if other == 1 else 's'} for an operation")
-            bench.declare({}, 1, loads, {INTRA_OP: other})
+            bench.declare({}, 1, flags={INTRA_OP: other})
             server = bench.launch()
-            medians = [float(np.median(_runs(server, line, _rows(inputs, size)))) for size in FEWER_SIZES]
-            together_then = _together(server, line, inputs, int(machine.describe()["cores"]))
-            otherwise = Otherwise(other, tuple(medians), together_then)
+            then = [float(np.median(_runs(server, line, _rows(inputs, size)))) for size in FEWER_SIZES]
+            otherwise = Otherwise(other, tuple(then), _together(server, line, inputs, cores, then[-1]))
     finally:
         bench.stop()
     advance("the machine's pace")
-    paces = pace.measure(int(machine.describe()["cores"]))
-    medians = [float(np.median(runs[size])) for size in SIZES]
+    paces = pace.measure(cores)
     row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
     profile = Profile(
         traffic=line,
@@ -177,12 +206,15 @@ def _caller(server: Server, line: Traffic) -> Callable[[dict[str, Values]], Any]
 def _runs(server: Server, line: Traffic, inputs: dict[str, Values]) -> list[float]:
     """Return the server's own time in s of single runs on the inputs."""
     call, page = _caller(server, line), _Page(server)
-    for _ in range(3):
+    began = time.monotonic()
+    call(inputs)
+    slow = time.monotonic() - began > SIZE_TIME_S
+    for _ in range(0 if slow else 2):
         call(inputs)
     times: list[float] = []
     end = time.monotonic() + SIZE_TIME_S
     before = page.read()
-    while time.monotonic() < end or len(times) < FEWEST_CALLS:
+    while time.monotonic() < end or len(times) < (FEWEST_SLOW_CALLS if slow else FEWEST_CALLS):
         call(inputs)
         after = page.read()
         times.append(after.since(before).run_s)
@@ -190,14 +222,17 @@ def _runs(server: Server, line: Traffic, inputs: dict[str, Values]) -> list[floa
     return times
 
 
-def _together(server: Server, line: Traffic, inputs: dict[str, Values], cores: int) -> dict[int, float]:
-    """Return {k: mean run of k batches at once over that of one}, for large batches, which surely meet."""
+def _together(server: Server, line: Traffic, inputs: dict[str, Values], cores: int, run_s: float) -> dict[int, float]:
+    """Return {k: mean run of k batches at once over that of one}, for large batches, which surely meet.
+
+    run_s: about what one takes.
+    """
     request = _rows(inputs, SIZES[-1])
-    alone = _mean_run(server, line, request, 1)
-    return {k: _mean_run(server, line, request, k) / alone for k in (cores, 2 * cores) if k > 1}
+    alone = _mean_run(server, line, request, 1, run_s)
+    return {k: _mean_run(server, line, request, k, k * run_s) / alone for k in (cores, 2 * cores) if k > 1}
 
 
-def _mean_run(server: Server, line: Traffic, request: dict[str, Values], callers: int) -> float:
+def _mean_run(server: Server, line: Traffic, request: dict[str, Values], callers: int, longest_s: float) -> float:
     page = _Page(server)
     stop = threading.Event()
 
@@ -209,9 +244,9 @@ def _mean_run(server: Server, line: Traffic, request: dict[str, Values], callers
     threads = [threading.Thread(target=ask, daemon=True) for _ in range(callers)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    time.sleep(max(0.2, longest_s))
     before = page.read()
-    time.sleep(1.0)
+    time.sleep(max(1.0, FEWEST_SLOW_CALLS * longest_s))
     counted = page.read().since(before)
     stop.set()
     for thread in threads:
@@ -266,21 +301,30 @@ class _Page:
         )
 
 
-def use(bench: Bench, server: Server, profile: str) -> Use:
-    """Run a load and return what a request took in the middle of it."""
+def use(bench: Bench, server: Server, profile: str, window: Window) -> Use:
+    """Run a load, one of the declared profiles, and return what a request took in a window of it.
+
+    Raises EnvironmentFault where the load comes to nothing, or is over before the window is.
+    """
     page, process = _Page(server), _process(server)
     with bench.running("loadtest", "--profile", profile) as command:
-        _await_load(page, command)
+        _await_load(page, command, window)
         looks = [_look(page, process, command.pid)]
+        over = EnvironmentFault("the load was over before it was measured", str(bench.layout.root / LOG))
         for _ in range(SAMPLES):
-            time.sleep(WINDOW_S / SAMPLES)
+            time.sleep(window.length_s / SAMPLES)
+            if command.poll() is not None:
+                raise over
             looks.append(_look(page, process, command.pid))
+            if looks[-1].generator_s < looks[-2].generator_s:  # some of its processes have ended
+                raise over
         command.wait(timeout=60)
     if command.returncode not in (0, 1):  # 1: an objective does not hold, which is no fault of the profile
         raise EnvironmentFault("the load test of the profile failed", str(bench.layout.root / LOG))
     first, last = looks[0], looks[-1]
     counted, length_s = last.counts.since(first.counts), last.at_s - first.at_s
-    if not counted.requests:
+    median_ms = bench.results("summary.json")[-1]["totals"]["p50_ms"]
+    if not counted.requests or median_ms is None:
         raise EnvironmentFault("the server answered no request of the load", str(bench.layout.root))
     runs = [after.counts.since(before.counts).run_s for before, after in itertools.pairwise(looks)]
     own_s = last.server_s - first.server_s + last.generator_s - first.generator_s
@@ -290,7 +334,7 @@ def use(bench: Bench, server: Server, profile: str) -> Use:
         generator_s=(last.generator_s - first.generator_s) / counted.requests,
         run_s=float(np.nanpercentile(runs, CALM)),
         batch=counted.rows / counted.batches if counted.batches else 1.0,
-        median_s=bench.results("summary.json")[-1]["totals"]["p50_ms"] / 1e3,
+        median_s=median_ms / 1e3,
         others=max(0.0, last.busy_s - first.busy_s - own_s) / length_s / int(machine.describe()["cores"]),
     )
 
@@ -314,13 +358,13 @@ def _look(page: _Page, server: psutil.Process, command: int) -> _Look:
     return _Look(time.monotonic(), page.read(), *used, busy)
 
 
-def _await_load(page: _Page, command: Any) -> None:
+def _await_load(page: _Page, command: Any, window: Window) -> None:
     """Wait until the load has begun, and its first part of a second is over."""
     start = page.read().requests
-    deadline = time.monotonic() + 20
-    while page.read().requests < start + 20:
+    deadline = time.monotonic() + 20 + 2 * window.begin_s
+    while (answered := page.read().requests - start) < FEWEST_ANSWERS:
         if command.poll() is not None or time.monotonic() > deadline:
-            raise EnvironmentFault("the load generator sent nothing")
+            raise EnvironmentFault(f"a load of the profile got {answered:.0f} answers, which is too few to measure")
         time.sleep(0.05)
     time.sleep(0.5)
 

@@ -104,6 +104,7 @@ class Host:
     pace_s: float = np.inf
 
 
+LEARNT_FROM = 64
 TENSORFLOW_POLL_S = 0.001
 """`kTimeoutMillis` of `SharedBatchScheduler::ThreadLogic`."""
 
@@ -196,6 +197,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
     largest = int(arrivals.sizes.max())
     numbers, parts = _numbers(queues, arrivals)
     most_rows = max(largest, *(queue.batching.max_batch_size for queue in queues if queue.batching), 1)
+    work = np.stack([_work(queue, most_rows) for queue in queues])
+    inline = np.stack([_inline(queue, own, host.inline_s) for queue, own in zip(queues, work, strict=True)])
     latency, queued = np.zeros(len(arrivals)), np.zeros(len(arrivals))
     rows, begun, totals = np.zeros(parts, np.int64), np.zeros(parts), np.zeros(5)
     events.run(
@@ -204,16 +207,16 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         arrivals.queues,
         numbers,
         np.array([queue.batching.batch_timeout_micros / 1e6 if queue.batching else 0.0 for queue in queues]),
-        np.stack([_work(queue, most_rows) for queue in queues]),
+        work,
         np.stack([_added(queue, most_rows) for queue in queues]),
         np.array([(queue.times.read_s, queue.times.answer_s) for queue in queues]),
         np.concatenate([np.asarray(queue.times.noise, np.float64) for queue in queues]),
         np.cumsum([len(queue.times.noise) for queue in queues]),
         float(host.cores),
         float(host.batch_cores),
-        host.front_threads,
+        1 if host.event_loop else host.front_threads,
         host.event_loop,
-        host.inline_s,
+        inline,
         num_batch_threads,
         min(host.request_threads, len(arrivals)),
         host.poll_s,
@@ -284,6 +287,16 @@ def _work(queue: Queue, most_rows: int) -> np.ndarray:
     return _table(queue.times.batch_s, int(rows.max()))[rows]
 
 
+def _inline(queue: Queue, work: np.ndarray, limit_s: float) -> np.ndarray:
+    """Return [rows + 1] bool: whether an event loop takes a batch of so many rows for a short one.
+
+    It goes by the shortest of the last LEARNT_FROM runs of the same order of magnitude.
+    """
+    rows = np.arange(len(work))
+    least = 1 << (np.frexp(np.maximum(rows, 1))[1] - 1)
+    return work[least] * np.quantile(queue.times.noise, 1 / LEARNT_FROM) < limit_s
+
+
 def _added(queue: Queue, most_rows: int) -> np.ndarray:
     """Return [most_rows + 1]: seconds that each request adds to a batch of so many rows."""
     known = np.asarray(queue.times.task_s, np.float64)
@@ -298,8 +311,3 @@ def _table(batch_s: np.ndarray, rows: int) -> np.ndarray:
     slope = table[-1] - table[-2] if len(table) > 2 else table[-1]
     beyond = table[-1] + slope * np.arange(1, max(0, rows + 1 - len(table)) + 1)
     return np.concatenate([table, beyond])
-
-
-def without_client(host: Host) -> Host:
-    """Return the host with a load generator elsewhere."""
-    return replace(host, send_s=0.0, receive_s=0.0, client_wake_s=0.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from launchpad.spec import BatchQueue
+from launchpad.tune import simulate as simulator
 from launchpad.tune.simulate import Arrivals, Host, Queue, ServiceTimes, poisson_arrivals, simulate
 
 ONE_BY_ONE = BatchQueue(max_batch_size=1, max_enqueued_batches=1_000_000)
@@ -159,6 +160,35 @@ def test_an_event_loop_reads_what_has_come_before_it_forms_a_batch_and_answers_i
     result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.05, 0.08])))
     assert result.batch_rows.tolist() == [3]
     assert result.latency_s == pytest.approx([1.9, 1.85, 1.82])  # answered together
+
+
+def looped(batching, times_s, **host):
+    """Simulate an event loop that takes 0.1 s to read and 0.2 s to answer, with batches of a second."""
+    times = ServiceTimes(np.array([0.0, 1, 1, 1, 1]), read_s=0.1, answer_s=0.2)
+    return simulate([Queue(batching, times)], 1, Host(event_loop=True, **host), Arrivals.of(np.array(times_s, float)))
+
+
+def test_an_event_loop_answers_a_batch_before_it_reads_on():
+    result = looped(BatchQueue(max_batch_size=4), [0, 0.05, 0.5], inline_s=9.0)
+    assert result.latency_s == pytest.approx([1.6, 1.55, 1.6 + 1.3 - 0.5])
+
+
+def test_what_waits_for_a_request_thread_is_read_as_soon_as_another_is_answered():
+    """The third is read between the answers of the first batch, and its timeout begins then."""
+    waits = BatchQueue(max_batch_size=4, batch_timeout_micros=1_000_000)
+    result = looped(waits, [0, 0, 0, 0], inline_s=9.0, request_threads=2)
+    assert result.latency_s == pytest.approx([2.7, 2.7, 4.8, 4.8])
+
+
+def test_a_free_thread_gets_the_next_batch_before_the_last_is_answered():
+    assert looped(ONE_BY_ONE, [0, 0]).latency_s == pytest.approx([1.4, 2.4])
+
+
+def test_an_event_loop_takes_for_short_what_is_of_the_magnitude_of_short_runs():
+    queue = Queue(None, ServiceTimes(np.arange(10.0), noise=np.array([0.9, 1.1])))
+    work = np.arange(10.0)
+    assert simulator._inline(queue, work, 3.5).tolist() == [rows < 4 for rows in range(10)]
+    assert simulator._inline(queue, work, 3.7).tolist() == [rows < 8 for rows in range(10)]
 
 
 def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn_takes():
