@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from launchpad import console, notes
+from launchpad import console, interrupts, notes
 from launchpad.declaration import Declaration
 from launchpad.spec import BatchQueue
 from launchpad.store import Store, attempt
@@ -54,7 +54,8 @@ class Journal:
             store.add_decisions(rows)
 
         if rows:
-            attempt(self._declared, put)
+            with interrupts.deferred():
+                attempt(self._declared, put)
 
     def _note(self, entry: Entry) -> None:
         applied = entry.outcome.startswith("applied")

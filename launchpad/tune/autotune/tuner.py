@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from launchpad import interrupts
 from launchpad.client import ServerError
 from launchpad.errors import LaunchpadError
 from launchpad.metrics import Snapshot, parse
@@ -169,7 +170,8 @@ class Autotuner:
             told = replace(decision, reason=self._trouble) if self._trouble else decision
             self._enter(name, before, told, seen, "held")
         else:
-            self._enter(name, before, decision, seen, self._apply(name, state, decision, seen))
+            with interrupts.deferred():  # what is changed is told
+                self._enter(name, before, decision, seen, self._apply(name, state, decision, seen))
 
     def _observed(self, name: str) -> Observation | None:
         """Return what was seen of a model under its present setting; None if that is nothing yet."""

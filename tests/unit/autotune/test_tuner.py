@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from launchpad import interrupts
 from launchpad.client import ServerError
 from launchpad.errors import EnvironmentFault
 from launchpad.modelserver.metrics import Metrics
@@ -103,6 +106,28 @@ def test_parameters_grow_one_judged_step_after_the_other(server):
     applied = [entry for entry in entries if entry.outcome == "applied"]
     assert [entry.version for entry in applied] == [2, 3, 4, 5]
     assert "p99" in applied[0].decision.reason and applied[0].seen.rate_rps == pytest.approx(20)
+
+
+def test_a_change_that_ctrl_c_falls_into_is_brought_to_its_end_and_told(server):
+    run = Run(server)
+    publish = server.publish
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return publish(*arguments)
+
+    server.publish = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.go(20)
+    assert server.version("m") == 2
+    assert (run.entries[-1].outcome, run.entries[-1].version) == ("applied", 2)
+
+
+def test_who_insists_is_obeyed_at_once():
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second interrupt was ignored")
 
 
 def test_time_that_a_policy_takes_to_think_makes_no_rate_higher(server):
