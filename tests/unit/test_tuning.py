@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launchpad import batching, tuned
-from launchpad.errors import DeclarationError
+from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.layout import Layout
 from launchpad.spec import BatchQueue, Traffic
 from launchpad.tune import predict, profile, profiling, reporting, showing, tuning
@@ -147,6 +147,23 @@ def test_a_window_is_as_long_as_it_takes_to_see_enough():
     assert (fast.length_s, fast.load_s) == (profiling.WINDOW_S, profiling.LOADED_S)
     assert slow.length_s * 4.0 >= profiling.FEWEST_ANSWERS and slow.load_s > slow.begin_s + slow.length_s
     assert profiling.Window.at(2.0, users=24).begin_s == 12.0  # who ask in turn are answered in turn
+
+
+def test_a_load_that_was_over_too_soon_is_run_once_more(monkeypatch):
+    over = profiling._Over("the load was over before it was measured")
+    window = profiling.Window.at(5000.0)
+    outcomes = [over, use(batch=2.0), over, over]
+
+    def load(*_):
+        if isinstance(outcome := outcomes.pop(0), Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(profiling, "_use", load)
+    assert profiling.use(None, None, "full", window).batch == 2.0
+    with pytest.raises(EnvironmentFault, match="over before it was measured"):
+        profiling.use(None, None, "full", window)
+    assert outcomes == []
 
 
 def test_a_simulation_is_long_enough_for_its_latency_and_no_longer_than_can_be_borne():
