@@ -11,9 +11,9 @@ measured for one part does not count for the other, since hours differ. Of the c
 profile.
 
 `predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
-simulator is compared with what it describes. Half of the predicted capacity is also put on each configuration, three
-times, to compare p50 and p99. Nearer to the capacity the p99 of a run is made by the worst stall of the machine that it
-meets; that of the median second is compared as well.
+simulator is compared with what it describes. Each profile tells the machine it is of. Half of the predicted capacity is
+also put on each configuration, three times, to compare p50 and p99. Nearer to the capacity the p99 of a run is made by
+the worst stall of the machine that it meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many (median of 20 seeds); the
 measuring time of either is that of what it looked up.
