@@ -437,7 +437,8 @@ def run(
 
         if enter >= 0:
             if loop or inside < request_threads:
-                inside += 0 if loop else 1  # an event loop counts those that it reads
+                if not loop:  # that counts those that it reads
+                    inside += 1
                 items[item_tail] = enter * 8 + READ
                 item_tail += 1
             else:

@@ -11,9 +11,9 @@ measured for one part does not count for the other, since hours differ. Of the c
 profile.
 
 `predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
-simulator is compared with what it describes. Each profile tells the machine it is of. Half of the predicted capacity is
-also put on each configuration, three times, to compare p50 and p99. Nearer to the capacity the p99 of a run is made by
-the worst stall of the machine that it meets; that of the median second is compared as well.
+simulator is compared with what it describes. Half of the predicted capacity is also put on each configuration, three
+times, to compare p50 and p99. Nearer to the capacity the p99 of a run is made by the worst stall of the machine that it
+meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many (median of 20 seeds); the
 measuring time of either is that of what it looked up.
@@ -112,7 +112,7 @@ PROFILE = TypeAdapter(profile.Profile)
 
 
 def kept() -> Kept:
-    return json.loads(KEPT.read_text()) if KEPT.exists() else {"machine": machine.describe(), "models": {}}
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {"models": {}}
 
 
 def of(document: Kept, model: str) -> Kept:
@@ -298,6 +298,7 @@ def by_second(result: Result) -> list[float]:
 def show_predictions(model: str, part: Kept) -> None:
     measured = with_predictions(part)
     print(f"\n### {model}: predicted beside measured\n")
+    print("profiled and measured on", machines([row["profile"] for row in measured]), "\n")
     columns = ("capacity, predicted", "measured", "off by", "at rate", "p50, predicted", "measured")
     columns += ("p99 of the median second, predicted", "measured", "p99, predicted", "measured")
     print("| configuration |", " | ".join(columns), "|")
@@ -321,6 +322,12 @@ def show_predictions(model: str, part: Kept) -> None:
     again = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in fair]
     print(f"measured again, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
     print("not counted: ! the generator was in the way; ~ others took more than a tenth of the cores")
+
+
+def machines(profiles: list[Kept]) -> str:
+    """Return the machines that profiles are of."""
+    known = [profile["machine"] for profile in profiles]
+    return ", ".join(sorted({f"{one['cores']} cores of {one['processor']}" for one in known}))
 
 
 def typical(values: list[float]) -> float:
@@ -348,7 +355,8 @@ def show_grid(model: str, part: Kept) -> None:
         return
     best = max(map(middle, rows.values()))
     whole_s = sum(row["seconds"] for row in rows.values())
-    print(f"best of the grid {best:,.0f} requests/s; whole grid {whole_s / 60:.0f} min")
+    where = machines([part["profile"]])
+    print(f"best of the grid {best:,.0f} requests/s, on {where}; whole grid {whole_s / 60:.0f} min")
     all_looked = chosen_by_tune(part, rows)
     for many in range(2, len(all_looked) + 1):
         looked = all_looked[:many]
