@@ -223,6 +223,8 @@ def run(
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
     turn_s: float,  # s that an event loop's turn takes besides
+    first_s: float,  # s that the first batch takes besides that an event loop's turn runs
+    thread_s: float,  # s that a batch which an event loop hands to a thread takes besides
     paces: Any,  # of the processors, one pace_s after the other and round again, from anywhere
     pace_s: float,
     seed: int,
@@ -286,6 +288,7 @@ def run(
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
     fresh = True  # nothing has been read yet in this turn of the event loop
+    first = True  # it has not run a batch yet
 
     while finished < n:
         running = fronts_busy + (1 if client_busy else 0)
@@ -451,6 +454,7 @@ def run(
         if turn_over:
             turn_end = item_tail
             fresh = fresh or answered_head < answered_tail
+            first = first or fresh
         if turn_over or not loop or answered_tail - answered_head >= GATHERED:
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
@@ -471,7 +475,7 @@ def run(
                         client_tail, finished = _send(
                             now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
                         )
-                        answered_head, told, fresh = answered_tail, False, True
+                        answered_head, told, fresh, first = answered_tail, False, True, True
                     kind, held_now = items[item_head] & 7, items[item_head] >> 3
                     item_head += 1
                 if kind == READ and loop:
@@ -511,10 +515,13 @@ def run(
                         if inline[k, batches[b, ROWS]]:
                             mode[f], argument[f] = RUN, b
                             front_end[f] = work_clock + seconds
+                            if first:
+                                first = False
+                                front_end[f] += first_s
                             fronts_busy += 1
                             again = True
                             break
-                        job_end[jobs], job_of[jobs] = work_clock + seconds, b
+                        job_end[jobs], job_of[jobs] = work_clock + seconds + thread_s, b
                         jobs += 1
                         threads_busy += 1
                     timer = np.inf
@@ -525,7 +532,7 @@ def run(
                             rest, pointer, ended = ended, batches[ended, FIRST], -1
 
         if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
-            told, fresh = False, True
+            told, fresh, first = False, True, True
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )

@@ -1,8 +1,9 @@
-"""`python -m launchpad.tune.pace SECONDS CORE`: how evenly this machine computes.
+"""`python -m launchpad.tune.pace SECONDS CORE BEGIN`: how evenly this machine computes.
 
 Other programs, the kernel's own threads and, on a virtual machine, its host and neighbours take the processor away, or
 share its caches and units, which nobody who only looks at the clock would notice. One process for each core does the
-same piece of work over and over, all at once; how much of it each slice of time saw is printed as JSON.
+same piece of work over and over, all at once; how much of it each slice of time saw is printed as JSON. A request needs
+the server's core and the load generator's, so that the slowest core of a slice is the machine's pace.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import os
 import subprocess
 import sys
 import time
+from operator import truediv
 
-SLICE_S = 0.005
-"""Long enough for some dozens of pieces; shorter differences do not show among the latencies."""
+SLICE_S = 0.001
+"""As long as short stalls of a machine, and as latencies where nothing queues; enough for a dozen pieces and more."""
+START_S = 0.3
+"""What processes take to begin, with some to spare."""
 WATCH_S = 5.0
 """Slow stretches of a quarter of a second come every ten seconds or so on the machines that this was made on."""
 LEAST = 0.01
@@ -23,15 +27,18 @@ PIECE = json.dumps([0.5 + index / 1000 for index in range(784)])
 """Text that is read over and over: of the kind and size of what servers and load generators do."""
 
 
-def watch(seconds: float) -> list[float]:
-    """Return how many pieces of work were finished in each slice, in parts where one lasted over several."""
+def watch(seconds: float, begin: float) -> list[float]:
+    """Return how many pieces of work were finished in each slice, in parts where one lasted over several.
+
+    begin: of the first slice, on the monotonic clock, which all processes of a machine share.
+    """
     slices = [0.0] * round(seconds / SLICE_S)
-    start = time.perf_counter()
-    at = 0.0
+    at = time.monotonic() - begin
     while at < seconds:
         json.loads(PIECE)
-        before, at = at, time.perf_counter() - start
-        _share_out(slices, before, at)
+        before, at = at, time.monotonic() - begin
+        if before >= 0:
+            _share_out(slices, before, at)
     return slices
 
 
@@ -43,19 +50,18 @@ def _share_out(slices: list[float], begin: float, end: float) -> None:
 
 
 def measure(cores: int) -> tuple[float, ...]:
-    """Return the pace in each SLICE_S of WATCH_S, one core after the other, each over its mean."""
-    command = [sys.executable, "-m", __spec__.name, str(WATCH_S)]
-    watching = [subprocess.Popen([*command, str(core)], stdout=subprocess.PIPE) for core in range(cores)]
-    paces = []
-    for process in watching:
-        slices = json.loads(process.communicate()[0])
-        mean = sum(slices) / len(slices)
-        paces += [round(max(LEAST, count / mean), 3) for count in slices]
-    return tuple(paces)
+    """Return the pace of the slowest core in each SLICE_S of WATCH_S, over its mean."""
+    command, begin = [sys.executable, "-m", __spec__.name, str(WATCH_S)], str(time.monotonic() + START_S)
+    watching = [subprocess.Popen([*command, str(core), begin], stdout=subprocess.PIPE) for core in range(cores)]
+    counts = [json.loads(process.communicate()[0]) for process in watching]
+    means = [sum(slices) / len(slices) for slices in counts]
+    slowest = [min(map(truediv, slices, means)) for slices in zip(*counts, strict=True)]
+    mean = sum(slowest) / len(slowest)
+    return tuple(round(max(LEAST, pace / mean), 2) for pace in slowest)
 
 
 if __name__ == "__main__":
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(sys.argv[2]) % len(cores)]})
-    print(json.dumps(watch(float(sys.argv[1]))))
+    print(json.dumps(watch(float(sys.argv[1]), float(sys.argv[3]))))

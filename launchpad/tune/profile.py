@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from launchpad import drawing, files, tuned
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.layout import Layout
-from launchpad.spec import Traffic
+from launchpad.spec import BatchQueue, Traffic
 from launchpad.tune import pace
 from launchpad.tune.simulate import TENSORFLOW_POLL_S, Host, Queue, Result, ServiceTimes, poisson_arrivals, simulate
 
@@ -21,6 +21,12 @@ FEWER_SIZES = (1, 4, 16, 64, 128)
 INTRA_OP = "tensorflow_intra_op_parallelism"
 USERS = 24
 """Who make the highest rate, each asking again when answered."""
+FEW_USERS = 6
+"""Who make small batches, and yet leave no time unused."""
+DEEP = BatchQueue(max_batch_size=64, max_enqueued_batches=64)
+OVERLOAD = 1.3
+"""Of the highest rate of USERS with batching: more than the server answers, so that batches are as deep as they become,
+and as many connections are in use as wait at a server's limit, which costs up to a fifth more a request than few do."""
 LARGE = 8
 """Rows of the larger request whose run is measured under full load."""
 READ_SHARE = 0.35
@@ -64,14 +70,16 @@ class Profile:
     residuals: QUANTILES of single runs over their size's median, a mean of 1. spread_s: quartiles of each size's runs.
     together: {k: run of k batches at once over that of one}.
     full: a request without batching at the highest rate; large: one of LARGE rows likewise; batched: at the highest
-    rate with batching; deep: likewise when more is asked for than is answered; middle: without batching at MIDDLE of
-    the highest rate, and its median latency; high: at HIGH of it.
+    rate with batching; deep: likewise when more is asked for than is answered; few: likewise of FEW_USERS, where an
+    event loop runs batches itself; middle: without batching at MIDDLE of the highest rate, and its median latency;
+    high: at HIGH of it.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
-    paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy; 1 on average.
+    paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy, on the slowest
+    of them; 1 on average.
     operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
     the declaration says how many.
     wake_s, turn_s, client_wake_s, path_s: found by simulating `middle` and `high`, so that processor time and median
-    latency are theirs.
+    latency are theirs. thread_s: by simulating `deep`, so that as many are answered.
     """
 
     traffic: Traffic
@@ -101,10 +109,13 @@ class Profile:
     turn_s: float = 0.0
     client_wake_s: float = 0.0
     path_s: float = 0.0
+    few: Use | None = None
+    thread_s: float = 0.0
 
     @property
     def others(self) -> float:
-        return max(use.others for use in (self.full, self.large, self.batched, self.deep, self.middle, self.high))
+        uses = (self.full, self.large, self.batched, self.deep, self.few, self.middle, self.high)
+        return max(use.others for use in uses if use)
 
     def _alone_s(self, rows: float) -> float:
         """Return the s of a run of so many rows by itself, on an idle server."""
@@ -150,16 +161,34 @@ class Profile:
         Measured at two sizes, and interpolated by the logarithm. Deep batches that do not run on the event loop run
         beside it, and what the processor then takes says nothing of a request's own work.
         """
-        known = [(max(1.0, self.batched.batch), max(0.0, self._added_s(self.batched)))]
-        if self.deep.batch > known[0][0] and self._batch_of(self.deep) < self._inline_s:
-            known.append((self.deep.batch, self._added_s(self.deep)))
+        first_s = self.first_s
+        known = [(max(1.0, self.batched.batch), max(0.0, self._added_s(self.batched, first_s)))]
+        if self.deep.batch > known[0][0] and self._runs_inline(self.deep):
+            known.append((self.deep.batch, self._added_s(self.deep, first_s)))
         sizes, added = zip(*known, strict=True)
         rows = np.maximum(np.arange(len(self.batch_s)), 1)
         return np.maximum(np.interp(np.log(rows), np.log(sizes), added), -0.9 * self.front_s * (1 - READ_SHARE))
 
-    def _added_s(self, use: Use) -> float:
-        requests = max(1.0, use.batch / self.traffic.batch)
-        return use.server_s - self.front_s - (self.turn_s + self._batch_of(use)) / requests
+    @property
+    def first_s(self) -> float:
+        """What the first batch of a turn takes besides: by so much a request of a small batch costs more, by its share
+        of the batch."""
+        few, many = self.few, self.batched
+        if few is None or not self._runs_inline(few) or self._share(few) <= self._share(many):
+            return 0.0
+        more_s = self._added_s(few) - self._added_s(many)
+        return max(0.0, more_s / (self._share(few) - self._share(many)))
+
+    def _share(self, use: Use) -> float:
+        """Return the part of a load's mean batch that is one request's."""
+        return min(1.0, self.traffic.batch / use.batch)
+
+    def _runs_inline(self, use: Use) -> bool:
+        """Whether batches of a load's mean size run on the event loop."""
+        return self._batch_of(use) < self._inline_s
+
+    def _added_s(self, use: Use, first_s: float = 0.0) -> float:
+        return use.server_s - self.front_s - (self.turn_s + first_s + self._batch_of(use)) * self._share(use)
 
     def _batch_of(self, use: Use) -> float:
         """Return the s of a batch of a load's mean size."""
@@ -218,6 +247,8 @@ class Profile:
             receive_s=generator / 2,
             wake_s=self.wake_s,
             turn_s=self.turn_s,
+            first_s=self.first_s,
+            thread_s=self.thread_s,
             client_wake_s=self.client_wake_s if with_generator else 0.0,
             path_s=self.path_s if with_generator else 0.0,
             paces=np.asarray(self.paces),
@@ -225,12 +256,13 @@ class Profile:
         )
 
 
-def calibrated(profile: Profile) -> Profile:
-    """Return the profile with what it costs to begin after having been idle, what a turn of the event loop costs, and
-    with the time that takes no processor.
+def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
+    """Return the profile with what it costs to begin after having been idle, what a turn of the event loop costs, what
+    a batch costs that the loop hands to a thread, and with the time that takes no processor.
 
     They are those with which the simulated middle and high rates take the processor time, and the middle one the median
-    latency, that were measured: a damped fixed point, each quantity by the excess that is most of its making.
+    latency, that were measured, and as many are answered of a load that is too much: a damped fixed point, each
+    quantity by the excess that is most of its making. request_threads: of the server that was measured.
     """
     middle, high = profile.middle, profile.high
     cores, loop = int(profile.machine["cores"]), profile.backend == "embedded"
@@ -252,7 +284,27 @@ def calibrated(profile: Profile) -> Profile:
             client_wake_s=max(0.0, profile.client_wake_s + 0.5 * generator_s),
             path_s=max(0.0, profile.path_s + 0.7 * waited_s),
         )
+    if not loop or profile._runs_inline(profile.deep):
+        return profile
+    for _ in range(12):
+        answered_rps = _answered_rps(profile, cores, request_threads)
+        missing_s = profile.deep.batch / profile.traffic.batch * (1 / profile.deep.rate_rps - 1 / answered_rps)
+        profile = replace(profile, thread_s=max(0.0, profile.thread_s + 0.7 * missing_s))
     return profile
+
+
+def _answered_rps(profile: Profile, threads: int, request_threads: int) -> float:
+    """Return how many requests/s are answered in simulation while OVERLOAD is asked for."""
+    queue = deep_queue(profile.traffic)
+    arrivals = poisson_arrivals(OVERLOAD * profile.batched.rate_rps, 40_000, seed=1, size=profile.traffic.batch)
+    result = simulate([Queue(queue, profile.times())], threads, profile.host(request_threads), arrivals)
+    answered_s, length_s = arrivals.times_s + result.latency_s, arrivals.times_s[-1]
+    return float((answered_s <= length_s).sum() / length_s)
+
+
+def deep_queue(line: Traffic) -> BatchQueue:
+    """Return the queue with which batches are profiled."""
+    return DEEP.model_copy(update={"max_batch_size": max(DEEP.max_batch_size, line.batch)})
 
 
 def _inline_limit_s() -> float:

@@ -3,8 +3,9 @@
 On a server without batching: the run of a batch of each of some sizes, by requests of that size one after the other and
 at once, as the server's own `runtime_latency` counts it; and the processor time of a request at three rates, of the
 server and of the load generator, which share the cores. On a server with batching: the processor time at the highest
-rate again; what is more than the batches alone is what each request adds to its batch. On a server whose operations
-have another number of threads: the runs again, where the declaration leaves that number open.
+rate again, of many users, of few, and of more than are answered; what is more than the batches alone is what a request
+adds to its batch, and a batch to its turn of the event loop. On a server whose operations have another number of
+threads: the runs again, where the declaration leaves that number open.
 """
 
 from __future__ import annotations
@@ -29,15 +30,25 @@ from launchpad.server import Server
 from launchpad.spec import BatchQueue, Traffic
 from launchpad.tune import pace
 from launchpad.tune.bench import LOG, Bench
-from launchpad.tune.profile import FEWER_SIZES, INTRA_OP, LARGE, SIZES, USERS, Otherwise, Profile, Use, calibrated
+from launchpad.tune.profile import (
+    FEW_USERS,
+    FEWER_SIZES,
+    INTRA_OP,
+    LARGE,
+    OVERLOAD,
+    SIZES,
+    USERS,
+    Otherwise,
+    Profile,
+    Use,
+    calibrated,
+    deep_queue,
+)
 
-SIZE_TIME_S = 0.3
+SIZE_TIME_S = 0.25
 FEWEST_CALLS = 12
 FEWEST_SLOW_CALLS = 3
 """Of runs so long that FEWEST_CALLS of them last many times SIZE_TIME_S."""
-OVERLOAD = 1.3
-"""Of the highest rate of USERS with batching: more than the server answers, so that batches are as deep as they become,
-and as many connections are in use as wait at a server's limit, which costs up to a fifth more a request than few do."""
 LOADED_S = 2.6
 WINDOW_S = 1.7
 FEWEST_ANSWERS = 20
@@ -112,13 +123,13 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         again = loaded("full", full.rate_rps, users)
         full = min(full, again, key=lambda one: one.server_s)  # neighbours only ever add to it
         advance("the highest rate with batching")
-        queue = BatchQueue(max_batch_size=max(64, line.batch), max_enqueued_batches=64)
-        declared = {line.model: queue}, cores
+        declared = {line.model: deep_queue(line)}, cores
         bench.declare(*declared)
         server = bench.launch()
         batched = loaded("batched", full.rate_rps, users)
         more = round(OVERLOAD * batched.rate_rps, 1)
         deep = loaded("deep", batched.rate_rps, {"loop": "open", "rate_rps": more})
+        few = loaded("few", full.rate_rps, {"users": FEW_USERS}) if server.backend == "embedded" else None
         threads, other = operation_threads(bench.flags, server.backend)
         otherwise = None
         if other:
@@ -146,6 +157,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         large=large,
         batched=batched,
         deep=deep,
+        few=few,
         middle=middle,
         high=high,
         model_digest=digest,
@@ -157,7 +169,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         otherwise=otherwise,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    return calibrated(profile)
+    request_threads = int(bench.flags.get("rest_api_num_threads", 0) or 4 * cores)
+    return calibrated(profile, request_threads)
 
 
 def operation_threads(flags: Mapping[str, Any], backend: str) -> tuple[int, int]:
@@ -246,7 +259,7 @@ def _mean_run(server: Server, line: Traffic, request: dict[str, Values], callers
         thread.start()
     time.sleep(max(0.2, longest_s))
     before = page.read()
-    time.sleep(max(1.0, FEWEST_SLOW_CALLS * longest_s))
+    time.sleep(max(0.6, FEWEST_SLOW_CALLS * longest_s))
     counted = page.read().since(before)
     stop.set()
     for thread in threads:

@@ -37,6 +37,8 @@ def show_profile(context: Context, model: str | None) -> None:
             ("a request adds to a batch of 64", found.task_s[64]),
             ("a request that comes while nothing is under way costs more", found.wake_s),
             ("a turn of the event loop, shared by what is read in it", found.turn_s),
+            ("the first batch of a turn takes more", found.first_s),
+            ("a batch that is handed to a thread takes more", found.thread_s),
             ("the load generator, a request under full load", found.full.generator_s),
         ):
             console.say(f"  {seconds * 1e6:6.1f} µs  {what}")

@@ -82,6 +82,8 @@ class Host:
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
     turn_s: what an event loop's turn takes in which requests are read, shared by all that are.
+    first_s: what the first batch takes besides that an event loop's turn runs: reading has left the caches cold to it.
+    thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
     path_s: what every answered request takes besides, without a processor.
     paces, pace_s: how fast the machine computes, 1 on average, for so many s each: one after the other and round again,
     from one that the seed says.
@@ -99,6 +101,8 @@ class Host:
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     turn_s: float = 0.0
+    first_s: float = 0.0
+    thread_s: float = 0.0
     path_s: float = 0.0
     paces: np.ndarray = field(default_factory=lambda: np.ones(1))
     pace_s: float = np.inf
@@ -223,6 +227,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         np.array([host.send_s, host.receive_s]),
         np.array([host.wake_s, host.client_wake_s]),
         host.turn_s,
+        host.first_s,
+        host.thread_s,
         np.asarray(host.paces, np.float64),
         float(host.pace_s),
         seed,

@@ -199,6 +199,22 @@ def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn
     assert result.latency_s == pytest.approx([1.5, 4.0 - 0.2, 4.0 - 0.3, 1.5])
 
 
+def test_the_first_batch_of_a_turn_of_an_event_loop_takes_longer():
+    """What comes while the first request is worked on runs in one turn: two batches, the first of them dearer."""
+    queue = Queue(BatchQueue(max_batch_size=2), ServiceTimes(np.array([0.0, 1.0, 1.5])))
+    host = Host(event_loop=True, inline_s=10.0, first_s=0.5)
+    result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.2, 0.3, 0.4, 0.5, 9.0])))
+    assert result.batch_rows.tolist() == [1, 2, 2, 1]
+    assert result.batch_begun_s == pytest.approx([0, 1.5, 3.5, 9])
+    assert result.latency_s == pytest.approx([1.5, 4.8, 4.7, 4.6, 4.5, 1.5])
+
+
+def test_a_batch_that_an_event_loop_hands_to_a_thread_takes_longer():
+    queue = Queue(ONE_BY_ONE, SECOND)
+    host = Host(event_loop=True, inline_s=0.1, first_s=9.0, thread_s=0.25)
+    assert simulate([queue], 1, host, Arrivals.of(np.array([0.0]))).latency_s == pytest.approx([1.25])
+
+
 def test_a_load_generator_takes_its_time_and_its_share_of_the_processor():
     host = Host(send_s=0.5, receive_s=0.25)
     result = run(ONE_BY_ONE, [0, 0], host=host)

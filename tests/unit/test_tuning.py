@@ -233,6 +233,34 @@ def test_what_deep_batches_save_counts_by_their_size_and_only_on_the_event_loop(
     assert a_profile(backend="native", deep=deep).task_s[128] == a_profile(backend="native").task_s[16]
 
 
+def test_what_small_batches_cost_more_is_the_first_batch_of_a_turn():
+    """As measured: requests of small batches cost more by their share of one."""
+    run_s = tuple(1e-4 + 1e-6 * size for size in profile.SIZES)
+    plain = a_profile(run_s=run_s)
+    assert plain.first_s == 0
+    small = plain.front_s + plain.batch_s[3] / 3 + plain._added_s(plain.batched)
+    found = a_profile(run_s=run_s, few=use(server_s=small + 5e-5 * (1 / 3 - 1 / 16), batch=3.0))
+    assert found.first_s == pytest.approx(5e-5)
+    assert found.task_s[16] == pytest.approx(plain.task_s[16] - 5e-5 / 16)
+    assert found.host(64).first_s == found.first_s
+    cheap = a_profile(run_s=run_s, few=use(server_s=small - 1e-5, batch=3.0))
+    assert cheap.first_s == 0
+
+
+def test_what_a_batch_on_a_thread_costs_more_is_found_by_what_was_answered():
+    runs = tuple(1e-3 + 2e-5 * size for size in profile.SIZES)
+    slow = use(rate_rps=900.0, run_s=1.02e-3, server_s=1.08e-3)
+    calm = {"middle": dataclasses.replace(slow, rate_rps=400.0), "high": dataclasses.replace(slow, rate_rps=750.0)}
+    deep = use(rate_rps=9000.0, server_s=1e-4, batch=64.0)
+    batched = use(rate_rps=12_000.0, server_s=1.4e-4, batch=16.0)
+    shared = {"run_s": runs, "full": slow, "large": use(run_s=1.1e-3), "batched": batched, "deep": deep, **calm}
+    found = profile.calibrated(a_profile(**shared), 64)
+    assert found.thread_s > 1e-4
+    assert profile._answered_rps(found, 2, 64) == pytest.approx(9000, rel=0.02)
+    quick = profile.calibrated(a_profile(run_s=tuple(1e-4 + 1e-6 * size for size in profile.SIZES), deep=deep), 64)
+    assert quick.thread_s == 0
+
+
 @pytest.mark.parametrize("rows", [4, 8, 16, 64])
 def test_requests_of_several_rows_do_not_make_batching_dear(rows):
     """Their batches hold fewer requests than rows; here joining them costs nothing."""
