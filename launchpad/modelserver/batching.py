@@ -381,7 +381,7 @@ class BatchRunner:
 
     def expects_short(self, batch: Batch[Task]) -> bool:
         """Whether the batch is worth running on the event loop; see `ServiceTimes`."""
-        return self._times.expects_short(batch.size.bit_length())
+        return self._times.expects_short(batch.size.bit_length(), len(batch.tasks))
 
     def run(self, batch: Batch[Task], *, in_caller: bool = False) -> BatchResult:
         """Run a batch to the end, `in_caller` wholly on this thread; never raises."""

@@ -66,6 +66,12 @@ class ServiceTimes:
     With a processor or two there is little to gain from another thread; with more, a run on the event loop is
     one that cannot take place beside the others.
     """
+    INLINE_REQUEST_S = 0.00004 if schedulable_cpus() <= 2 else 0.0
+    """With a processor or two, also runs expected to take less than this for each of a batch's requests.
+
+    It is what reading and answering a request takes at least, and while it does that, a run on another thread waits
+    for the interpreter, and the loop for the run: more than the other processor gives.
+    """
 
     _PATIENCE = 8
     _MEMORY = 64
@@ -73,10 +79,11 @@ class ServiceTimes:
     def __init__(self) -> None:
         self._recent: dict[int, tuple[float, int]] = {}
 
-    def expects_short(self, magnitude: int) -> bool:
-        """Whether a run on inputs of this magnitude is known to be short."""
+    def expects_short(self, magnitude: int, requests: int = 1) -> bool:
+        """Whether a run on inputs of this magnitude is known to be short, for so many requests."""
         known = self._recent.get(magnitude)
-        return known is not None and known[0] < self.INLINE_LIMIT_S and known[1] >= self._PATIENCE
+        limit_s = max(self.INLINE_LIMIT_S, requests * self.INLINE_REQUEST_S)
+        return known is not None and known[0] < limit_s and known[1] >= self._PATIENCE
 
     def add(self, magnitude: int, seconds: float) -> None:
         """Learn from a run. The least of the recent times counts: waiting for the processor is not the run's."""

@@ -224,6 +224,7 @@ def run(
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
     turn_s: float,  # s that an event loop's turn takes besides
     first_s: float,  # s that the first batch takes besides that an event loop's turn runs
+    next_s: float,  # s that each further one of the turn takes besides
     thread_s: float,  # s that a batch which an event loop hands to a thread takes besides
     paces: Any,  # of the processors, one pace_s after the other and round again, from anywhere
     pace_s: float,
@@ -514,10 +515,8 @@ def run(
                             queued[r] = now - entered[r]
                         if inline[k, batches[b, ROWS]]:
                             mode[f], argument[f] = RUN, b
-                            front_end[f] = work_clock + seconds
-                            if first:
-                                first = False
-                                front_end[f] += first_s
+                            front_end[f] = work_clock + seconds + (first_s if first else next_s)
+                            first = False
                             fronts_busy += 1
                             again = True
                             break

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +14,19 @@ from launchpad.errors import EnvironmentFault, Problem
 from launchpad.layout import Layout
 from launchpad.spec import BatchQueue, Traffic
 from launchpad.tune import pace
-from launchpad.tune.simulate import TENSORFLOW_POLL_S, Host, Queue, Result, ServiceTimes, poisson_arrivals, simulate
+from launchpad.tune.simulate import (
+    TENSORFLOW_POLL_S,
+    Host,
+    Queue,
+    Result,
+    ServiceTimes,
+    poisson_arrivals,
+    short,
+    simulate,
+)
+
+if TYPE_CHECKING:
+    from launchpad.modelserver import execution
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 FEWER_SIZES = (1, 4, 16, 64, 128)
@@ -32,6 +45,10 @@ LARGE = 8
 READ_SHARE = 0.35
 """Of the work on a request outside its batch, the part before it. What a profile measures is the sum; this division is
 the one with which the median latencies of batches that wait for their timeout come out as they were measured."""
+THREAD_STEP_S = 1e-5
+NEXT_SHARE = 0.5
+"""Of what the first batch of a turn takes besides, what each further one does. A few users make one batch a turn, which
+says nothing of it; with this share the capacities of batches of 2 to 8 rows come out as they were measured."""
 MOST_FOR_OTHERS = 0.15
 """Share of the cores beyond which a profile is told to be doubtful."""
 
@@ -185,7 +202,10 @@ class Profile:
 
     def _runs_inline(self, use: Use) -> bool:
         """Whether batches of a load's mean size run on the event loop."""
-        return self._batch_of(use) < self._inline_s
+        work_s = self.batch_s
+        rows = np.arange(len(work_s))
+        limit_s = np.maximum(self._inline_s, rows / self.traffic.batch * self._inline_request_s)
+        return bool(short(work_s, np.asarray(self.residuals), limit_s)[min(rows[-1], max(1, round(use.batch)))])
 
     def _added_s(self, use: Use, first_s: float = 0.0) -> float:
         return use.server_s - self.front_s - (self.turn_s + first_s + self._batch_of(use)) * self._share(use)
@@ -205,7 +225,11 @@ class Profile:
 
     @property
     def _inline_s(self) -> float:
-        return _inline_limit_s() if self.backend == "embedded" else 0.0
+        return _limits().INLINE_LIMIT_S if self.backend == "embedded" else 0.0
+
+    @property
+    def _inline_request_s(self) -> float:
+        return _limits().INLINE_REQUEST_S if self.backend == "embedded" else 0.0
 
     def times(self) -> ServiceTimes:
         """Return the service times that the simulator takes."""
@@ -241,6 +265,7 @@ class Profile:
             front_threads=1 if self.backend == "embedded" else cores,
             event_loop=self.backend == "embedded",
             inline_s=self._inline_s,
+            inline_request_s=self._inline_request_s,
             poll_s=0.0 if self.backend == "embedded" else TENSORFLOW_POLL_S,
             batch_cores=self.batch_cores,
             send_s=generator / 2,
@@ -248,6 +273,7 @@ class Profile:
             wake_s=self.wake_s,
             turn_s=self.turn_s,
             first_s=self.first_s,
+            next_s=self.first_s * NEXT_SHARE,
             thread_s=self.thread_s,
             client_wake_s=self.client_wake_s if with_generator else 0.0,
             path_s=self.path_s if with_generator else 0.0,
@@ -261,8 +287,9 @@ def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
     a batch costs that the loop hands to a thread, and with the time that takes no processor.
 
     They are those with which the simulated middle and high rates take the processor time, and the middle one the median
-    latency, that were measured, and as many are answered of a load that is too much: a damped fixed point, each
-    quantity by the excess that is most of its making. request_threads: of the server that was measured.
+    latency, that were measured: a damped fixed point, each quantity by the excess that is most of its making. And as
+    many are answered of a load that is too much: fewer, the longer a batch on a thread takes, so that halving finds it.
+    request_threads: of the server that was measured.
     """
     middle, high = profile.middle, profile.high
     cores, loop = int(profile.machine["cores"]), profile.backend == "embedded"
@@ -286,11 +313,14 @@ def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
         )
     if not loop or profile._runs_inline(profile.deep):
         return profile
-    for _ in range(12):
-        answered_rps = _answered_rps(profile, cores, request_threads)
-        missing_s = profile.deep.batch / profile.traffic.batch * (1 / profile.deep.rate_rps - 1 / answered_rps)
-        profile = replace(profile, thread_s=max(0.0, profile.thread_s + 0.7 * missing_s))
-    return profile
+
+    def fewer_rps(steps: int) -> float:
+        return -_answered_rps(replace(profile, thread_s=steps * THREAD_STEP_S), cores, request_threads)
+
+    requests = profile.deep.batch / profile.traffic.batch
+    most = round(cores * requests / profile.deep.rate_rps / THREAD_STEP_S)
+    steps = bisect_left(range(most), -profile.deep.rate_rps, key=fewer_rps)
+    return replace(profile, thread_s=steps * THREAD_STEP_S)
 
 
 def _answered_rps(profile: Profile, threads: int, request_threads: int) -> float:
@@ -307,10 +337,10 @@ def deep_queue(line: Traffic) -> BatchQueue:
     return DEEP.model_copy(update={"max_batch_size": max(DEEP.max_batch_size, line.batch)})
 
 
-def _inline_limit_s() -> float:
-    from launchpad.modelserver.execution import ServiceTimes as Limits
+def _limits() -> type[execution.ServiceTimes]:
+    from launchpad.modelserver.execution import ServiceTimes
 
-    return Limits.INLINE_LIMIT_S
+    return ServiceTimes
 
 
 ADAPTER = TypeAdapter(Profile)

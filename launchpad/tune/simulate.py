@@ -74,7 +74,8 @@ class Host:
     event_loop: one thread reads, starts batches and answers, in the order of asyncio: what has come is read before
     batches are formed, and answers go out together when all that lay ready is done. False: as in TensorFlow Serving,
     where each request has its thread.
-    inline_s: with an event loop, batches and unbatched runs that are shorter take place on it.
+    inline_s, inline_request_s: with an event loop, runs that are shorter than the one take place on it, and those that
+    are shorter than the other for each request of the batch.
     poll_s: interval at which an idle batch thread looks for batches whose timeout has passed, and for those that it was
     given no notice of; TensorFlow's scheduler has 0.001. 0: all are noticed at once.
     batch_cores: cores that a batch on a batch thread keeps busy, as TensorFlow spreads a run over threads of its own.
@@ -83,6 +84,7 @@ class Host:
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
     turn_s: what an event loop's turn takes in which requests are read, shared by all that are.
     first_s: what the first batch takes besides that an event loop's turn runs: reading has left the caches cold to it.
+    next_s: what each further one of the turn takes besides.
     thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
     path_s: what every answered request takes besides, without a processor.
     paces, pace_s: how fast the machine computes, 1 on average, for so many s each: one after the other and round again,
@@ -94,6 +96,7 @@ class Host:
     front_threads: int = 1
     event_loop: bool = False
     inline_s: float = 0.0
+    inline_request_s: float = 0.0
     poll_s: float = 0.0
     batch_cores: float = 1.0
     send_s: float = 0.0
@@ -102,6 +105,7 @@ class Host:
     client_wake_s: float = 0.0
     turn_s: float = 0.0
     first_s: float = 0.0
+    next_s: float = 0.0
     thread_s: float = 0.0
     path_s: float = 0.0
     paces: np.ndarray = field(default_factory=lambda: np.ones(1))
@@ -202,7 +206,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
     numbers, parts = _numbers(queues, arrivals)
     most_rows = max(largest, *(queue.batching.max_batch_size for queue in queues if queue.batching), 1)
     work = np.stack([_work(queue, most_rows) for queue in queues])
-    inline = np.stack([_inline(queue, own, host.inline_s) for queue, own in zip(queues, work, strict=True)])
+    size = float(arrivals.sizes.mean())
+    inline = np.stack([_inline(queue, own, host, size) for queue, own in zip(queues, work, strict=True)])
     latency, queued = np.zeros(len(arrivals)), np.zeros(len(arrivals))
     rows, begun, totals = np.zeros(parts, np.int64), np.zeros(parts), np.zeros(5)
     events.run(
@@ -228,6 +233,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         np.array([host.wake_s, host.client_wake_s]),
         host.turn_s,
         host.first_s,
+        host.next_s,
         host.thread_s,
         np.asarray(host.paces, np.float64),
         float(host.pace_s),
@@ -293,14 +299,20 @@ def _work(queue: Queue, most_rows: int) -> np.ndarray:
     return _table(queue.times.batch_s, int(rows.max()))[rows]
 
 
-def _inline(queue: Queue, work: np.ndarray, limit_s: float) -> np.ndarray:
-    """Return [rows + 1] bool: whether an event loop takes a batch of so many rows for a short one.
+def _inline(queue: Queue, work: np.ndarray, host: Host, size: float) -> np.ndarray:
+    requests = np.arange(len(work)) / size if queue.batching else np.ones(len(work))
+    return short(work, queue.times.noise, np.maximum(host.inline_s, requests * host.inline_request_s))
+
+
+def short(work_s: np.ndarray, noise: np.ndarray, limit_s: np.ndarray) -> np.ndarray:
+    """Return [rows + 1] bool: whether an event loop takes a batch of so many rows for a short one, that takes
+    work_s [rows + 1] times the noise, where it may take limit_s [rows + 1].
 
     It goes by the shortest of the last LEARNT_FROM runs of the same order of magnitude.
     """
-    rows = np.arange(len(work))
+    rows = np.arange(len(work_s))
     least = 1 << (np.frexp(np.maximum(rows, 1))[1] - 1)
-    return work[least] * np.quantile(queue.times.noise, 1 / LEARNT_FROM) < limit_s
+    return work_s[least] * np.quantile(noise, 1 / LEARNT_FROM) < limit_s
 
 
 def _added(queue: Queue, most_rows: int) -> np.ndarray:

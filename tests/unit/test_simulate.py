@@ -185,10 +185,20 @@ def test_a_free_thread_gets_the_next_batch_before_the_last_is_answered():
 
 
 def test_an_event_loop_takes_for_short_what_is_of_the_magnitude_of_short_runs():
-    queue = Queue(None, ServiceTimes(np.arange(10.0), noise=np.array([0.9, 1.1])))
-    work = np.arange(10.0)
-    assert simulator._inline(queue, work, 3.5).tolist() == [rows < 4 for rows in range(10)]
-    assert simulator._inline(queue, work, 3.7).tolist() == [rows < 8 for rows in range(10)]
+    work, noise = np.arange(10.0), np.array([0.9, 1.1])
+    assert simulator.short(work, noise, np.full(10, 3.5)).tolist() == [rows < 4 for rows in range(10)]
+    assert simulator.short(work, noise, np.full(10, 3.7)).tolist() == [rows < 8 for rows in range(10)]
+
+
+def test_an_event_loop_takes_a_batch_for_short_by_how_many_requests_it_is_for():
+    """A batch of two rows takes 1.5 s; the limit is 0.8 s a request, however many rows it has."""
+    times = ServiceTimes(np.array([0.0, 1.0, 1.5]))
+    host = Host(event_loop=True, inline_request_s=0.8, thread_s=9.0)
+    pair = Arrivals.of(np.array([0.0, 0.0]))
+    two = BatchQueue(max_batch_size=2, batch_timeout_micros=1_000_000)
+    assert simulate([Queue(two, times)], 1, host, pair).latency_s == pytest.approx([1.5, 1.5])
+    whole = Arrivals.of(np.array([0.0]), 2)
+    assert simulate([Queue(two, times)], 1, host, whole).latency_s == pytest.approx([10.5])
 
 
 def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn_takes():
@@ -202,11 +212,11 @@ def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn
 def test_the_first_batch_of_a_turn_of_an_event_loop_takes_longer():
     """What comes while the first request is worked on runs in one turn: two batches, the first of them dearer."""
     queue = Queue(BatchQueue(max_batch_size=2), ServiceTimes(np.array([0.0, 1.0, 1.5])))
-    host = Host(event_loop=True, inline_s=10.0, first_s=0.5)
+    host = Host(event_loop=True, inline_s=10.0, first_s=0.5, next_s=0.25)
     result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.2, 0.3, 0.4, 0.5, 9.0])))
     assert result.batch_rows.tolist() == [1, 2, 2, 1]
     assert result.batch_begun_s == pytest.approx([0, 1.5, 3.5, 9])
-    assert result.latency_s == pytest.approx([1.5, 4.8, 4.7, 4.6, 4.5, 1.5])
+    assert result.latency_s == pytest.approx([1.5, 5.05, 4.95, 4.85, 4.75, 1.5])
 
 
 def test_a_batch_that_an_event_loop_hands_to_a_thread_takes_longer():
