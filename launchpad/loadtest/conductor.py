@@ -54,6 +54,7 @@ class Conductor:
         self._runner: Any = environment.runner
         self._last: set[int] = set()
         self._over = False
+        self._handed_over = gevent.event.Event()
         if isinstance(self._runner, WorkerRunner):
             self._runner.register_message(BEGIN, lambda **_: self.begin())
             self._runner.register_message(END, lambda msg, **_: gevent.spawn(self.end, msg.data))
@@ -79,16 +80,25 @@ class Conductor:
     def begin_everywhere(self) -> None:
         """Begin the measuring, in this process or in all workers."""
         self._over = False
+        self._handed_over.clear()
         self._last.clear()
         self._everywhere(BEGIN, self.begin)
 
     def end_everywhere(self, drain: bool = False) -> None:
-        """End the measuring, once; what is measured till then is handed over. drain: wait for what is under way."""
-        if not self._over:
-            self._over = True
+        """End the measuring, once; what is measured till then is handed over. drain: wait for what is under way.
+
+        Who calls while another ends it waits until that is done: Locust quits then.
+        """
+        if self._over:
+            self._handed_over.wait()
+            return
+        self._over = True
+        try:
             self._everywhere(END, self.end, drain)
             if isinstance(self._runner, MasterRunner):
                 self._await_last(GRACE_S + (DRAIN_S if drain else 0))
+        finally:
+            self._handed_over.set()
 
     def begin(self) -> None:
         """Count from now on. What is there by now stays for the run: the collector need not look at it again."""

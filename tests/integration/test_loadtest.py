@@ -288,3 +288,22 @@ def test_a_run_of_failures_that_is_ended_early_is_complete(checkout, tmp_path):
 
     assert (ending.status, ending.why) == ("completed", "")
     assert sum(error["count"] for error in runfolder.read_errors(tmp_path)) > 0
+
+
+def test_a_run_that_is_ended_early_when_it_is_over_anyway_is_complete(served, tmp_path):
+    """As a probe that is clear with its last second, while answers are still waited for: the server hangs then."""
+    ending = generator.Ending()
+    profile = OpenLoop(loop="open", rate_rps=50, duration_s=2)
+    server = psutil.Process(Server.ready(served.layout).pid)
+
+    def observe(part: dict[str, Any]) -> bool:
+        server.suspend()
+        return bool(part["second"] < 1)
+
+    try:
+        generator.drive(served.layout, lambda: "", profile, 1, tmp_path, ending, observe)
+    finally:
+        server.resume()
+
+    assert (ending.status, ending.why) == ("completed", "")
+    assert {error["kind"] for error in runfolder.read_errors(tmp_path)} == {"no answer: not by the end"}
