@@ -226,6 +226,8 @@ def run(
     first_s: float,  # s that the first batch takes besides that an event loop's turn runs
     next_s: float,  # s that each further one of the turn takes besides
     thread_s: float,  # s that a batch which an event loop hands to a thread takes besides
+    crowd: int,  # requests in flight beyond which each that is read takes crowd_s besides
+    crowd_s: float,
     paces: Any,  # of the processors, one pace_s after the other and round again, from anywhere
     pace_s: float,
     seed: int,
@@ -493,6 +495,8 @@ def run(
                         front_end[f] += task_s[k, batches[held_now, ROWS]]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0]
+                    if kind == READ and arrived - finished > crowd:
+                        front_end[f] += crowd_s
                     if loop and fresh and kind == READ:
                         fresh = False
                         front_end[f] += turn_s

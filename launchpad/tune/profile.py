@@ -36,6 +36,8 @@ USERS = 24
 """Who make the highest rate, each asking again when answered."""
 FEW_USERS = 6
 """Who make small batches, and yet leave no time unused."""
+CROWD = 2 * USERS
+"""Requests in flight that are more than those of USERS, and fewer than wait where more is asked for than answered."""
 DEEP = BatchQueue(max_batch_size=64, max_enqueued_batches=64)
 OVERLOAD = 1.3
 """Of the highest rate of USERS with batching: more than the server answers, so that batches are as deep as they become,
@@ -46,7 +48,7 @@ READ_SHARE = 0.35
 """Of the work on a request outside its batch, the part before it. What a profile measures is the sum; this division is
 the one with which the median latencies of batches that wait for their timeout come out as they were measured."""
 THREAD_STEP_S = 1e-5
-NEXT_SHARE = 0.5
+NEXT_SHARE = 0.25
 """Of what the first batch of a turn takes besides, what each further one does. A few users make one batch a turn, which
 says nothing of it; with this share the capacities of batches of 2 to 8 rows come out as they were measured."""
 MOST_FOR_OTHERS = 0.15
@@ -175,16 +177,28 @@ class Profile:
         """[largest + 1] s that each request adds to a batch of so many rows beyond the run. Less than nothing where the
         work on many at once saves more than forming the batch costs.
 
-        Measured at two sizes, and interpolated by the logarithm. Deep batches that do not run on the event loop run
-        beside it, and what the processor then takes says nothing of a request's own work.
+        What deep batches save besides is interpolated by the logarithm of the rows. Those that do not run on the event
+        loop run beside it, and what the processor then takes says nothing of a request's own work.
         """
-        first_s = self.first_s
-        known = [(max(1.0, self.batched.batch), max(0.0, self._added_s(self.batched, first_s)))]
-        if self.deep.batch > known[0][0] and self._runs_inline(self.deep):
-            known.append((self.deep.batch, self._added_s(self.deep, first_s)))
-        sizes, added = zip(*known, strict=True)
+        known = {max(1.0, self.batched.batch): self._added_s(self.batched, self.first_s)}
+        if self._deep_tells:
+            known[self.deep.batch] = self._added_s(self.deep, self.first_s) - self.crowd_s
         rows = np.maximum(np.arange(len(self.batch_s)), 1)
-        return np.maximum(np.interp(np.log(rows), np.log(sizes), added), -0.9 * self.front_s * (1 - READ_SHARE))
+        added = np.interp(np.log(rows), np.log(list(known)), list(known.values()))
+        return np.maximum(added, -0.9 * self.front_s * (1 - READ_SHARE))
+
+    @property
+    def crowd_s(self) -> float:
+        """What a request takes besides while many are in flight: by so much it costs more in a deep batch, of more
+        requests than are answered, than in one of USERS."""
+        if not self._deep_tells:
+            return 0.0
+        return max(0.0, self._added_s(self.deep, self.first_s) - self._added_s(self.batched, self.first_s))
+
+    @property
+    def _deep_tells(self) -> bool:
+        """Whether deep batches are deeper, and run on the event loop."""
+        return self.deep.batch > max(1.0, self.batched.batch) and self._runs_inline(self.deep)
 
     @property
     def first_s(self) -> float:
@@ -275,6 +289,8 @@ class Profile:
             first_s=self.first_s,
             next_s=self.first_s * NEXT_SHARE,
             thread_s=self.thread_s,
+            crowd=CROWD,
+            crowd_s=self.crowd_s,
             client_wake_s=self.client_wake_s if with_generator else 0.0,
             path_s=self.path_s if with_generator else 0.0,
             paces=np.asarray(self.paces),

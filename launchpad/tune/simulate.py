@@ -86,6 +86,8 @@ class Host:
     first_s: what the first batch takes besides that an event loop's turn runs: reading has left the caches cold to it.
     next_s: what each further one of the turn takes besides.
     thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
+    crowd, crowd_s: while more requests than the one are in flight, each that is read takes the other besides: so many
+    connections do not stay in the caches.
     path_s: what every answered request takes besides, without a processor.
     paces, pace_s: how fast the machine computes, 1 on average, for so many s each: one after the other and round again,
     from one that the seed says.
@@ -107,6 +109,8 @@ class Host:
     first_s: float = 0.0
     next_s: float = 0.0
     thread_s: float = 0.0
+    crowd: int = 0
+    crowd_s: float = 0.0
     path_s: float = 0.0
     paces: np.ndarray = field(default_factory=lambda: np.ones(1))
     pace_s: float = np.inf
@@ -235,6 +239,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         host.first_s,
         host.next_s,
         host.thread_s,
+        host.crowd,
+        host.crowd_s,
         np.asarray(host.paces, np.float64),
         float(host.pace_s),
         seed,

@@ -219,6 +219,17 @@ def test_the_first_batch_of_a_turn_of_an_event_loop_takes_longer():
     assert result.latency_s == pytest.approx([1.5, 5.05, 4.95, 4.85, 4.75, 1.5])
 
 
+def test_requests_take_longer_while_many_are_in_flight():
+    """When the second is read, the third is in flight, too; when the third is, the second has been answered, but an
+    event loop sends both answers together."""
+    queue = Queue(None, ServiceTimes(np.array([0.0, 1.0])))
+    crowded = Host(inline_s=10.0, request_threads=1, crowd=1, crowd_s=1.0)
+    arrivals = Arrivals.of(np.array([0.0, 0.0, 0.0, 20.0]))
+    assert simulate([queue], 1, crowded, arrivals).latency_s == pytest.approx([1.0, 3.0, 4.0, 1.0])
+    loop = replace(crowded, event_loop=True)
+    assert simulate([queue], 1, loop, arrivals).latency_s == pytest.approx([1.0, 5.0, 5.0, 1.0])
+
+
 def test_a_batch_that_an_event_loop_hands_to_a_thread_takes_longer():
     queue = Queue(ONE_BY_ONE, SECOND)
     host = Host(event_loop=True, inline_s=0.1, first_s=9.0, thread_s=0.25)

@@ -227,10 +227,31 @@ def test_what_deep_batches_save_counts_by_their_size_and_only_on_the_event_loop(
     adds = quick.task_s
     assert adds[32] == pytest.approx(5.6e-5 - 6e-5 - quick.batch_s[32] / 32) and adds[32] < 0
     assert adds[32] == adds[128] < adds[24] < adds[16] == adds[1]
+    assert quick.crowd_s == 0
     runs = tuple(1e-3 + 2e-5 * size for size in profile.SIZES)
     slow = a_profile(run_s=runs, full=use(run_s=9e-4, server_s=9.6e-4), large=use(run_s=1.1e-3), deep=deep)
     assert slow.task_s[128] == slow.task_s[16]  # its batches run beside the loop
     assert a_profile(backend="native", deep=deep).task_s[128] == a_profile(backend="native").task_s[16]
+
+
+def test_a_request_of_a_batch_may_cost_less_than_one_alone():
+    """The work on many at once saves more than forming the batch costs."""
+    plain = a_profile()
+    saving = plain._added_s(plain.batched) + 5e-6
+    cheap = a_profile(batched=dataclasses.replace(plain.batched, server_s=plain.batched.server_s - saving))
+    assert cheap.task_s == pytest.approx(np.full(129, -5e-6))
+
+
+def test_what_deep_batches_cost_more_is_the_crowd_whose_requests_they_are():
+    run_s = tuple(1e-4 + 1e-6 * size for size in profile.SIZES)
+    plain = a_profile(run_s=run_s)
+    as_dear = plain.front_s + plain.batch_s[64] / 64 + plain._added_s(plain.batched)
+    found = a_profile(run_s=run_s, deep=use(server_s=as_dear + 4e-6, batch=64.0))
+    assert found.crowd_s == pytest.approx(4e-6)
+    assert found.task_s == pytest.approx(plain.task_s)
+    assert (found.host(64).crowd_s, found.host(64).crowd) == (found.crowd_s, 2 * profile.USERS)
+    slow = dataclasses.replace(found, run_s=tuple(3e-3 + 2e-5 * size for size in profile.SIZES))
+    assert slow.crowd_s == 0  # its batches run beside the loop
 
 
 def test_what_small_batches_cost_more_is_the_first_batch_of_a_turn():
@@ -243,7 +264,7 @@ def test_what_small_batches_cost_more_is_the_first_batch_of_a_turn():
     assert found.first_s == pytest.approx(5e-5)
     assert found.task_s[16] == pytest.approx(plain.task_s[16] - 5e-5 / 16)
     assert found.host(64).first_s == found.first_s
-    assert found.host(64).next_s == found.first_s / 2
+    assert found.host(64).next_s == found.first_s / 4
     cheap = a_profile(run_s=run_s, few=use(server_s=small - 1e-5, batch=3.0))
     assert cheap.first_s == 0
 
