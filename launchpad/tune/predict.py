@@ -99,7 +99,7 @@ class Model:
 
 
 def _costlier(times: ServiceTimes, host: Host, factor: float) -> tuple[ServiceTimes, Host]:
-    return times.costlier(factor), replace(host, wake_s=host.wake_s * factor, turn_s=host.turn_s * factor)
+    return times.costlier(factor), host.costlier(factor)
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,11 @@ def why(done: Tuning) -> str:
     result = model.at(best.chosen, rate, 30_000, done.line.batch)
     times, batches = done.profile, done.profile.batch_s
     alone, many = batches[1] * 1e6, batches[min(16, len(batches) - 1)] * 1e6 / 16
+    added = times.task_s[min(16, len(batches) - 1)] * 1e6
     costs = (
         f"A request costs {times.front_s * 1e6:.0f} µs of processor time outside the model; the model takes "
-        f"{alone:.0f} µs for one row and {many:.0f} µs a row in a batch of 16, to which batching adds "
-        f"{max(0.0, times.task_s[min(16, len(batches) - 1)]) * 1e6:.0f} µs a request."
+        f"{alone:.0f} µs for one row and {many:.0f} µs a row in a batch of 16; to work on so many at once "
+        f"{'costs' if added > 0 else 'saves'} {abs(added):.0f} µs a request."
     )
     value = f"{_number(best.value)} {done.goal.unit} ({_number(best.low)} to {_number(best.high)})"
     if best.chosen.queue is None:

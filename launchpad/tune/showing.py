@@ -33,8 +33,9 @@ def show_profile(context: Context, model: str | None) -> None:
         console.table(f"{found.traffic.line} on {found.backend}", columns, rows, right=columns)
         for what, seconds in (
             ("a request outside its run, under full load", found.front_s),
-            ("a request adds to a batch of 16", found.task_s[16]),
-            ("a request adds to a batch of 64", found.task_s[64]),
+            ("a request adds to a batch of 16, or saves", found.task_s[16]),
+            ("a request adds to a batch of 64, or saves", found.task_s[64]),
+            ("a request that comes while many are in flight costs more", found.crowd_s),
             ("a request that comes while nothing is under way costs more", found.wake_s),
             ("a turn of the event loop, shared by what is read in it", found.turn_s),
             ("the first batch of a turn takes more", found.first_s),

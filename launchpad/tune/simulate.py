@@ -115,6 +115,18 @@ class Host:
     paces: np.ndarray = field(default_factory=lambda: np.ones(1))
     pace_s: float = np.inf
 
+    def costlier(self, factor: float) -> Host:
+        """Return the host with every cost of the server multiplied."""
+        return replace(
+            self,
+            wake_s=self.wake_s * factor,
+            turn_s=self.turn_s * factor,
+            first_s=self.first_s * factor,
+            next_s=self.next_s * factor,
+            thread_s=self.thread_s * factor,
+            crowd_s=self.crowd_s * factor,
+        )
+
 
 LEARNT_FROM = 64
 TENSORFLOW_POLL_S = 0.001
