@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.tune predicted              # 14 configurations, about half an hour a model
     python -m tests.benchmarks.tune grid                   # 45 configurations, about half an hour a model
+    python -m tests.benchmarks.tune finalists              # the best of the grid again, in turn, five minutes a model
     python -m tests.benchmarks.tune report                 # what has been measured so far; measures nothing
     python -m tests.benchmarks.tune grid --model digits-cnn --seconds 280
 
@@ -17,6 +18,8 @@ meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many (median of 20 seeds); the
 measuring time of either is that of what it looked up.
+`finalists` measures the best BEST of the grid and the one that `tune` chooses ROUNDS times more, in turn and in
+opposite order each time: of 45 single measurements on a machine that others share, the highest is partly the luckiest.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ BOUND = 64
 ENOUGH = 3
 """Configurations that tune measures beside `off`."""
 SEEDS = 20
+BEST, ROUNDS = 3, 3
 MOST_FOR_OTHERS = 0.1
 """Share of the cores that others may take during a measurement that counts."""
 
@@ -105,6 +109,7 @@ GRID = (
 )
 
 PARTS = {"predicted": PREDICTED, "grid": GRID}
+FINALISTS = "finalists"
 
 Kept = dict[str, Any]
 CONFIGURATION = TypeAdapter(Configuration)
@@ -116,7 +121,7 @@ def kept() -> Kept:
 
 
 def of(document: Kept, model: str) -> Kept:
-    return document["models"].setdefault(model, {"profile": None, "predicted": [], "grid": []})
+    return document["models"].setdefault(model, {"profile": None, "predicted": [], "grid": [], FINALISTS: []})
 
 
 def configuration(row: Kept) -> Configuration:
@@ -255,6 +260,42 @@ def run(models: list[str], part: str, end: float) -> None:
             save(document)
 
 
+def run_finalists(models: list[str], end: float) -> None:
+    """Measure the finalists of each model's grid again; a round that is not whole does not count."""
+    document = kept()
+    for model in models:
+        its = of(document, model)
+        rows = measured_grid(its)
+        if len(rows) < len(GRID):
+            print(f"{model}: the grid is not whole")
+            continue
+        its[FINALISTS] = []
+        found = profile_of(its["profile"])
+        playing = finalists(rows, chosen_by_tune(its, rows))
+        for number in range(ROUNDS):
+            if time.monotonic() > end:
+                print("time is over")
+                break
+            order = playing if number % 2 == 0 else playing[::-1]
+            its[FINALISTS].append([measure_capacity(model, chosen, found) for chosen in order])
+            print(model, [(row["title"], row["capacity_rps"]) for row in its[FINALISTS][-1]], flush=True)
+            save(document)
+
+
+def finalists(rows: dict[Configuration, Kept], looked: list[Configuration]) -> list[Configuration]:
+    """Return the one that is the best of those that tune looked at, and the best of all."""
+    best = sorted(rows, key=lambda one: -middle(rows[one]))[:BEST]
+    return list(dict.fromkeys([tunes_best(rows, looked), *best]))
+
+
+def tunes_best(rows: dict[Configuration, Kept], looked: list[Configuration]) -> Configuration:
+    return max(looked, key=lambda one: middle(rows[one]))
+
+
+def measured_grid(part: Kept) -> dict[Configuration, Kept]:
+    return {chosen: row for chosen in GRID if (row := row_of(part["grid"], chosen))}
+
+
 def middle(row: Kept) -> float:
     low, high = row["capacity_rps"]
     return math.sqrt(low * (high or low)) if low else 0.0
@@ -347,7 +388,7 @@ def disturbed(row: Kept) -> bool:
 
 
 def show_grid(model: str, part: Kept) -> None:
-    rows = {chosen: row for chosen in GRID if (row := row_of(part["grid"], chosen))}
+    rows = measured_grid(part)
     print(f"\n### {model}: {len(rows)} of the grid's {len(GRID)} configurations are measured", end="")
     print(f", {sum(map(disturbed, rows.values()))} of them while others took more than a tenth of the cores")
     if len(rows) < len(GRID):
@@ -374,6 +415,22 @@ def show_grid(model: str, part: Kept) -> None:
         f"with all that `invoke tune` does besides, the profile, the widespread parameters to compare with, the best "
         f"{tuning.AGAIN} again: {time_s / whole_s:.0%} of the time"
     )
+    show_finalists(part, tunes_best(rows, all_looked))
+
+
+def show_finalists(part: Kept, tunes: Configuration) -> None:
+    rounds = part.get(FINALISTS, [])
+    names = {configuration(row): row["title"] for row in rounds[0]} if rounds else {}
+    if tunes not in names:
+        print(f"not run: {tunes.title}, which tune chooses, beside the best of the grid in turn")
+        return
+    played = [row for one_round in rounds for row in one_round]
+    again = {chosen: typical([middle(row) for row in played if configuration(row) == chosen]) for chosen in names}
+    best = max(again.values())
+    print(f"the best of the grid and what tune chooses, again in turn, medians of {len(rounds)} rounds:")
+    for chosen, value in again.items():
+        mark = ", chosen by tune" if chosen == tunes else ""
+        print(f"- {names[chosen]}: {value:,.0f} requests/s, {value / best:.1%} of the best{mark}")
 
 
 def chosen_by_tune(part: Kept, rows: dict[Configuration, Kept]) -> list[Configuration]:
@@ -417,7 +474,7 @@ def _distance(one: Configuration, wish: tuple[int, int, int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=(*PARTS, "report"))
+    parser.add_argument("part", choices=(*PARTS, FINALISTS, "report"))
     parser.add_argument("--model", choices=MODELS, help="this model alone")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further measurement after so long")
     given = parser.parse_args()
@@ -425,6 +482,8 @@ def main() -> None:
     end = time.monotonic() + given.seconds
     if given.part in PARTS:
         run(models, given.part, end)
+    elif given.part == FINALISTS:
+        run_finalists(models, end)
     show(models)
 
 
