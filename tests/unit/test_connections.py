@@ -413,8 +413,9 @@ def framed(answer: Callable[[int, int], bytes | None]) -> Serve:
             if kind == DATA and flags & 1:
                 answered = answer(number, stream)
                 if answered is None:
-                    return
-                peer.sendall(answered)
+                    peer.shutdown(socket.SHUT_WR)  # closed with something unread, it would be reset
+                else:
+                    peer.sendall(answered)
 
     return serve
 
