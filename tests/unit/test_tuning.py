@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +167,35 @@ def test_a_load_that_was_over_too_soon_is_run_once_more(monkeypatch):
     with pytest.raises(EnvironmentFault, match="over before it was measured"):
         profiling.use(None, None, "full", window)
     assert outcomes == []
+
+
+def test_looks_at_a_load_go_by_the_clock_however_long_each_takes(monkeypatch):
+    """A server that is slow to show its metrics page does not make the window outlast the load."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    command = SimpleNamespace(
+        pid=1, returncode=0, wait=lambda timeout: 0, poll=lambda: None if now[0] < window.length_s + 0.4 else 0
+    )
+    bench = SimpleNamespace(
+        layout=SimpleNamespace(root=Path()),
+        running=lambda *words: contextlib.nullcontext(command),
+        results=lambda file: [{"totals": {"p50_ms": 1.0}}],
+    )
+
+    def look(*_: object) -> profiling._Look:
+        at = now[0]
+        now[0] += 0.15
+        return profiling._Look(at, profiling._Counts(*[1000 * at] * 5), at, at / 2, 1.5 * at)
+
+    window = profiling.Window.at(1000)
+    monkeypatch.setattr(profiling, "time", clock)
+    monkeypatch.setattr(profiling, "_look", look)
+    monkeypatch.setattr(profiling, "_Page", lambda server: None)
+    monkeypatch.setattr(profiling, "_process", lambda server: None)
+    monkeypatch.setattr(profiling, "_await_load", lambda *_: None)
+    used = profiling._use(bench, None, "high", window)
+    assert used.rate_rps == pytest.approx(1000) and used.server_s == pytest.approx(1e-3)
+    assert now[0] < window.length_s + 0.4
 
 
 def test_a_simulation_is_long_enough_for_its_latency_and_no_longer_than_can_be_borne():
