@@ -36,12 +36,14 @@ Observe = Callable[[dict[str, Any]], bool]
 class Ending:
     """How a run came to its end.
 
-    measured: {process: seconds}. cpu: {process: share of a core}, the largest of any second. ended: processes that
-    measured to the end. held: requests that had to wait because all connections were taken.
+    pid: of Locust, once it is started. measured: {process: seconds}. cpu: {process: share of a core}, the largest of
+    any second. ended: processes that measured to the end. held: requests that had to wait because all connections were
+    taken.
     """
 
     status: str = "completed"
     why: str = ""
+    pid: int = 0
     measured: dict[int, float] = field(default_factory=dict)
     cpu: dict[int, float] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
@@ -85,6 +87,7 @@ def drive(
     writer = RunWriter(folder)
     with (folder / LOG).open("wb") as log:
         generator = _child(layout, profile, processes, command or _locust(layout, profile, processes, host), log)
+        ending.pid = generator.pid
         try:
             _follow(generator, how_ended, profile, writer, ending, observe)
             generator.wait(timeout=GRACE_S)

@@ -1,7 +1,7 @@
 """A workbench: a checkout beside the user's own, in which servers with other parameters are started and measured.
 
-It has the same models and code by links, ports of its own, and runs the project's commands as a user does, so that what
-is measured on it is what those commands measure. The user's server and files are left alone.
+It has the same models and code by links, ports of its own, and runs the project's commands and loads as a user does, so
+that what is measured on it is what those commands measure. The user's server and files are left alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,17 @@ from typing import Any
 import yaml
 
 from launchpad import children, files
-from launchpad.backends import choose
+from launchpad.backends import choose, how_ended
 from launchpad.declaration import FILE, Declaration
 from launchpad.errors import EnvironmentFault, GateFailed
 from launchpad.layout import Layout
+from launchpad.loadtest.generator import Ending, drive
+from launchpad.loadtest.stage import new_run
 from launchpad.server import Server
-from launchpad.spec import Batching, BatchQueue, Traffic
+from launchpad.spec import Batching, BatchQueue, Profile, Traffic
 from launchpad.stage import Context
 
 LINKED = ("launchpad", "models", "tasks.py", "loadtests/locustfile.py")
-PROFILE = "tune"
 INVOKE, START = "invoke", "launchpad.tune.start"
 LOG = "commands.log"
 COMMAND_TIMEOUT_S = 420.0
@@ -69,10 +70,9 @@ class Bench:
         self,
         batching: Mapping[str, BatchQueue | None],
         threads: int,
-        profiles: Mapping[str, Mapping[str, Any]] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the declaration: batching by model (None: off), batch threads, load-test profiles, further flags."""
+        """Write the declaration: batching by model (None: off), batch threads, further flags."""
         document = yaml.safe_load((self._declaration.root / FILE).read_text(encoding="utf-8"))
         serving = document.setdefault("serving", {})
         serving["ports"] = {
@@ -87,15 +87,9 @@ class Bench:
             if used:
                 model["batching"] = _plain(batching[name]) if batching.get(name) else "off"
         document.pop("autotune", None)
-        document["loadtest"] = {
-            "profile": PROFILE,
-            "profiles": {
-                PROFILE: {"users": 16, "duration_s": 5},
-                **{name: dict(profile) for name, profile in (profiles or {}).items()},
-            },
-        }
-        for profile in document["loadtest"]["profiles"].values():
-            profile.setdefault("traffic", [line.model_dump(mode="json") for line in self._traffic])
+        traffic = [line.model_dump(mode="json") for line in self._traffic]
+        load = {"users": 16, "duration_s": 5, "traffic": traffic}
+        document["loadtest"] = {"profile": "tune", "profiles": {"tune": load}}
         document["release"] = {}
         document["store"] = "sqlite:///.launchpad/store.db"
         files.write_text(self.layout.root / FILE, yaml.safe_dump(document, sort_keys=False))
@@ -131,20 +125,7 @@ class Bench:
         return "\n    ".join(said[-8:])
 
     def _run(self, module: str, *words: str, allowed: Sequence[int] = (0,)) -> int:
-        with self.running(*words, module=module) as command:
-            try:
-                code = command.wait(timeout=COMMAND_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                what = f"`{' '.join(words)}` on the workbench was not over after {COMMAND_TIMEOUT_S:g} s, and was ended"
-                raise EnvironmentFault(what, str(self.layout.root / LOG)) from None
-        if code not in allowed:
-            kind = GateFailed if code == 1 else EnvironmentFault
-            raise kind(f"`{' '.join(words)}` on the workbench: {self._said()}", str(self.layout.root))
-        return code
-
-    @contextlib.contextmanager
-    def running(self, *words: str, module: str = INVOKE) -> Iterator[subprocess.Popen[bytes]]:
-        """One of the project's commands while it runs; it does not outlive the block, nor this process."""
+        """Run one of the project's commands; it does not outlive the call, nor this process."""
         with (self.layout.root / LOG).open("wb") as log:
             command = subprocess.Popen(
                 [sys.executable, "-m", module, *words],
@@ -157,12 +138,31 @@ class Bench:
                 preexec_fn=children.end_with_parent,
             )
         try:
-            yield command
+            code = command.wait(timeout=COMMAND_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            what = f"`{' '.join(words)}` on the workbench was not over after {COMMAND_TIMEOUT_S:g} s, and was ended"
+            raise EnvironmentFault(what, str(self.layout.root / LOG)) from None
         finally:
             if command.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(command.pid, signal.SIGINT)
                 command.wait(timeout=30)
+        if code not in allowed:
+            kind = GateFailed if code == 1 else EnvironmentFault
+            raise kind(f"`{' '.join(words)}` on the workbench: {self._said()}", str(self.layout.root))
+        return code
+
+    def put(self, load: Profile, server: Server, ending: Ending) -> Path:
+        """Put a load on the server to its end, as `invoke loadtest` does; return the folder of what was measured.
+
+        Raises EnvironmentFault if it is not driven to its end.
+        """
+        folder = self.layout.results(new_run())
+        folder.mkdir(parents=True)
+        drive(self.layout, lambda: how_ended(server), load, 1, folder, ending, observe=lambda part: True)
+        if ending.status != "completed":
+            raise EnvironmentFault(f"a load on the workbench: {ending.why}", str(folder))
+        return folder
 
     def results(self, file: str) -> list[dict[str, Any]]:
         """Return what runs left in a file of theirs, such as `summary.json`, oldest first."""

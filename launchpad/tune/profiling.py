@@ -15,7 +15,9 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,13 @@ from launchpad import machine
 from launchpad.client import GrpcClient, RestClient
 from launchpad.errors import EnvironmentFault
 from launchpad.examples import Examples, Values
+from launchpad.loadtest import summary
+from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
-from launchpad.spec import BatchQueue, Traffic
+from launchpad.spec import ClosedLoop, OpenLoop, Traffic
+from launchpad.spec import Profile as LoadProfile
 from launchpad.tune import pace
-from launchpad.tune.bench import LOG, Bench
+from launchpad.tune.bench import Bench
 from launchpad.tune.profile import (
     FEW_USERS,
     FEWER_SIZES,
@@ -88,20 +93,24 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
     Raises EnvironmentFault if a server does not start, does not answer, or has no metrics page.
     """
     began = time.monotonic()
-    loads: dict[str, dict[str, Any]] = {}
 
-    def loaded(name: str, rate_rps: float, load: dict[str, Any]) -> Use:
-        """Put a load on the server that runs, at about so many requests/s."""
-        window = Window.at(rate_rps, load.get("users", 0))
-        loads[name] = load | {"duration_s": window.load_s}
-        bench.declare(*declared, loads)
-        return use(bench, server, name, window)
+    def asked(rate_rps: float, users: int, rows: int = line.batch) -> Use:
+        """Let users ask the server that runs for so many rows each, at about so many requests/s."""
+        window = Window.at(rate_rps, users)
+        traffic = (line.model_copy(update={"batch": rows}),)
+        load = ClosedLoop(users=users, duration_s=window.load_s, traffic=traffic)
+        return loaded(bench, server, load, window).use
+
+    def sent(rate_rps: float, answered_rps: float) -> Use:
+        """Send the server that runs so many requests/s, of which about so many are answered."""
+        window = Window.at(answered_rps)
+        load = OpenLoop(loop="open", rate_rps=round(rate_rps, 1), duration_s=window.load_s, traffic=(line,))
+        return loaded(bench, server, load, window).use
 
     inputs = examples.inputs[line.signature]
     cores = int(machine.describe()["cores"])
     advance("a server without batching")
-    declared: tuple[dict[str, BatchQueue | None], int] = ({}, 1)
-    bench.declare(*declared)
+    bench.declare({}, 1)
     try:
         server = bench.launch()
         advance("batch sizes one by one")
@@ -111,25 +120,18 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         together = _together(server, line, inputs, cores, medians[-1])
         advance("the highest rate")
         of_one, of_large = (float(np.interp(rows, SIZES, medians)) for rows in (line.batch, LARGE))
-        users = {"users": USERS}
-        full = loaded("full", cores / of_one, users)
-        larger = [line.model_copy(update={"batch": LARGE}).model_dump(mode="json")]
-        large = loaded("large", cores / of_large, users | {"traffic": larger})
+        full = asked(cores / of_one, USERS)
+        large = asked(cores / of_large, USERS, LARGE)
         advance("a middle and a high rate")
-        middle, high = (
-            loaded(name, rate, {"loop": "open", "rate_rps": round(rate, 1)})
-            for name, rate in (("middle", MIDDLE * full.rate_rps), ("high", HIGH * full.rate_rps))
-        )
-        again = loaded("full", full.rate_rps, users)
+        middle, high = (sent(share * full.rate_rps, share * full.rate_rps) for share in (MIDDLE, HIGH))
+        again = asked(full.rate_rps, USERS)
         full = min(full, again, key=lambda one: one.server_s)  # neighbours only ever add to it
         advance("the highest rate with batching")
-        declared = {line.model: deep_queue(line)}, cores
-        bench.declare(*declared)
+        bench.declare({line.model: deep_queue(line)}, cores)
         server = bench.launch()
-        batched = loaded("batched", full.rate_rps, users)
-        more = round(OVERLOAD * batched.rate_rps, 1)
-        deep = loaded("deep", batched.rate_rps, {"loop": "open", "rate_rps": more})
-        few = loaded("few", full.rate_rps, {"users": FEW_USERS}) if server.backend == "embedded" else None
+        batched = asked(full.rate_rps, USERS)
+        deep = sent(OVERLOAD * batched.rate_rps, batched.rate_rps)
+        few = asked(full.rate_rps, FEW_USERS) if server.backend == "embedded" else None
         threads, other = operation_threads(bench.flags, server.backend)
         otherwise = None
         if other:
@@ -318,40 +320,58 @@ class _Over(EnvironmentFault):
     """The load was over before the window was: this process or the load generator stood still."""
 
 
-def use(bench: Bench, server: Server, profile: str, window: Window) -> Use:
-    """Run a load, one of the declared profiles, and return what a request took in a window of it.
+@dataclass(frozen=True)
+class Loaded:
+    """A load that ran: what its requests took, its figures, why the generator was in the way (or empty), its files."""
+
+    use: Use
+    totals: dict[str, Any]
+    limited: str
+    folder: Path
+
+
+def loaded(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Loaded:
+    """Put a load on the bench's server to its end, and look at what requests take in a window of it.
 
     A load that is over before the window is runs a second time. Raises EnvironmentFault where that happens again, or
     where the load comes to nothing.
     """
     try:
-        return _use(bench, server, profile, window)
+        return _loaded(bench, server, load, window)
     except _Over:
-        return _use(bench, server, profile, window)
+        return _loaded(bench, server, load, window)
 
 
-def _use(bench: Bench, server: Server, profile: str, window: Window) -> Use:
+def _loaded(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Loaded:
+    ending = Ending()
+    with ThreadPoolExecutor(1) as beside:
+        looking = beside.submit(_looks, server, ending, window)
+        folder = bench.put(load, server, ending)
+    looks = looking.result()
+    figures = summary.of_folder(folder, {line.line: line.model for line in load.traffic}, ending.measured_s)
+    health = summary.generator_health(folder, 1, ending.cpu, ending.held)
+    return Loaded(_use(looks, figures["totals"]["p50_ms"]), figures["totals"], health["why"], folder)
+
+
+def _looks(server: Server, ending: Ending, window: Window) -> list[_Look]:
+    """Return looks at a load on the server, at the parts of its window."""
     page, process = _Page(server), _process(server)
-    with bench.running("loadtest", "--profile", profile) as command:
-        _await_load(page, command, window)
-        looks = [_look(page, process, command.pid)]
-        over = _Over("the load was over before it was measured", str(bench.layout.root / LOG))
-        for part in range(1, SAMPLES + 1):
-            # by the clock: looks take longer on a busy server, and would together outlast the load
-            time.sleep(max(0.0, looks[0].at_s + part * window.length_s / SAMPLES - time.monotonic()))
-            if command.poll() is not None:
-                raise over
-            looks.append(_look(page, process, command.pid))
-            if looks[-1].generator_s < looks[-2].generator_s:  # some of its processes have ended
-                raise over
-        command.wait(timeout=60)
-    if command.returncode not in (0, 1):  # 1: an objective does not hold, which is no fault of the profile
-        raise EnvironmentFault("the load test of the profile failed", str(bench.layout.root / LOG))
+    _await_load(page, ending, window)
+    looks = [_look(page, process, ending)]
+    for part in range(1, SAMPLES + 1):
+        # by the clock: looks take longer on a busy server, and would together outlast the load
+        time.sleep(max(0.0, looks[0].at_s + part * window.length_s / SAMPLES - time.monotonic()))
+        looks.append(_look(page, process, ending))
+        if looks[-1].generator_s < looks[-2].generator_s:  # it has ended
+            raise _Over("the load was over before it was measured")
+    return looks
+
+
+def _use(looks: list[_Look], median_ms: float | None) -> Use:
     first, last = looks[0], looks[-1]
     counted, length_s = last.counts.since(first.counts), last.at_s - first.at_s
-    median_ms = bench.results("summary.json")[-1]["totals"]["p50_ms"]
     if not counted.requests or median_ms is None:
-        raise EnvironmentFault("the server answered no request of the load", str(bench.layout.root))
+        raise EnvironmentFault("the server answered no request of the load")
     runs = [after.counts.since(before.counts).run_s for before, after in itertools.pairwise(looks)]
     own_s = last.server_s - first.server_s + last.generator_s - first.generator_s
     return Use(
@@ -376,20 +396,20 @@ class _Look:
     busy_s: float
 
 
-def _look(page: _Page, server: psutil.Process, command: int) -> _Look:
-    generators = psutil.Process(command).children(recursive=True)
-    used = _seconds(server), sum(_seconds(process) for process in generators)
+def _look(page: _Page, server: psutil.Process, ending: Ending) -> _Look:
+    used = _seconds(server.pid), _seconds(ending.pid)
     whole = psutil.cpu_times()
     busy = whole.user + whole.nice + whole.system + getattr(whole, "steal", 0.0)
     return _Look(time.monotonic(), page.read(), *used, busy)
 
 
-def _await_load(page: _Page, command: Any, window: Window) -> None:
+def _await_load(page: _Page, ending: Ending, window: Window) -> None:
     """Wait until the load has begun, and its first part of a second is over."""
     start = page.read().requests
     deadline = time.monotonic() + 20 + 2 * window.begin_s
     while (answered := page.read().requests - start) < FEWEST_ANSWERS:
-        if command.poll() is not None or time.monotonic() > deadline:
+        over = ending.pid and not psutil.pid_exists(ending.pid)
+        if over or time.monotonic() > deadline:
             raise EnvironmentFault(f"a load of the profile got {answered:.0f} answers, which is too few to measure")
         time.sleep(0.05)
     time.sleep(0.5)
@@ -406,9 +426,9 @@ def _process(server: Server) -> psutil.Process:
     raise EnvironmentFault("the server's process cannot be seen from here", fix="declare serving.backend: embedded")
 
 
-def _seconds(process: psutil.Process) -> float:
+def _seconds(pid: int) -> float:
     try:
-        times = process.cpu_times()
+        times = psutil.Process(pid).cpu_times()
     except psutil.NoSuchProcess:
         return 0.0
     return times.user + times.system

@@ -22,10 +22,11 @@ from launchpad.backends import choose
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
 from launchpad.examples import Examples
 from launchpad.layout import Layout
-from launchpad.spec import Batching, BatchQueue, Traffic
+from launchpad.server import Server
+from launchpad.spec import Batching, BatchQueue, OpenLoop, Traffic
 from launchpad.stage import Context, Stopwatch
 from launchpad.tune import predict, profile, profiling, reporting
-from launchpad.tune.bench import PROFILE, Bench
+from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Expected, Goal, Limits, Model
 from launchpad.tune.simulate import Result
 
@@ -313,11 +314,7 @@ def _measure(state: _State, chosen: Configuration) -> Measured:
     """Measure one configuration on a server of its own."""
     clock = Stopwatch()
     bench = Bench(state.context.declaration, workplace(state.context.layout, state.model) / "bench", [state.line])
-    profiles: dict[str, Any] = {}
-    if state.goal.kind != "rate":
-        duration_s = max(RATE_S, profiling.Window.at(state.goal.rate_rps).load_s)
-        profiles[PROFILE] = {"loop": "open", "rate_rps": state.goal.rate_rps, "duration_s": duration_s}
-    bench.declare({state.model: chosen.queue}, chosen.threads, profiles, chosen.flags)
+    bench.declare({state.model: chosen.queue}, chosen.threads, flags=chosen.flags)
     try:
         server = bench.launch()
         if state.goal.kind == "rate":
@@ -345,23 +342,24 @@ def _near(ranked: Sequence[Expected]) -> float:
     return ranked[0].value if ranked[0].value > 0 else 1000.0
 
 
-def _measure_at_rate(bench: Bench, server: Any, state: _State, chosen: Configuration) -> Measured:
-    used = profiling.use(bench, server, PROFILE, profiling.Window.at(state.goal.rate_rps))
-    found = bench.results(runfolder.SUMMARY)[-1]
-    totals = found["totals"]
+def _measure_at_rate(bench: Bench, server: Server, state: _State, chosen: Configuration) -> Measured:
+    window = profiling.Window.at(state.goal.rate_rps)
+    duration_s = max(RATE_S, window.load_s)
+    load = OpenLoop(loop="open", rate_rps=state.goal.rate_rps, duration_s=duration_s, traffic=(state.line,))
+    found = profiling.loaded(bench, server, load, window)
+    totals = found.totals
     missed = 1 - (totals["success_rate"] or 0.0)
     probes = [(state.goal.rate_rps, totals["p50_ms"], totals["p99_ms"], missed)]
     holds = missed <= state.goal.limits.error_rate and totals["p99_ms"] is not None
     if state.goal.kind == "latency":
         value = totals["p99_ms"]
-        spread = reporting.spread_by_second(bench.layout.results(found["run"]))
+        spread = reporting.spread_by_second(found.folder)
     else:
         holds = holds and totals["p99_ms"] <= state.goal.limits.p99_s * 1e3
-        value = used.server_s * used.rate_rps / int(state.profile.machine["cores"]) * 100
+        value = found.use.server_s * found.use.rate_rps / int(state.profile.machine["cores"]) * 100
         spread = 0.03 * value  # processor time is counted in ticks of 10 ms, over a window of some seconds
     low, high = (value - spread, value + spread) if holds else (None, None)
-    limited = found["generator"]["why"]
-    return Measured(chosen, value if holds else None, low, high, probes, limited, found["run"], 0.0)
+    return Measured(chosen, value if holds else None, low, high, probes, found.limited, found.folder.name, 0.0)
 
 
 def judge(measured: Sequence[Measured], goal: Goal) -> list[Judged]:

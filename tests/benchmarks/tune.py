@@ -42,8 +42,10 @@ from pydantic import TypeAdapter
 from launchpad import declaration, files, machine, runfolder, tuned
 from launchpad.examples import Examples
 from launchpad.layout import Layout
+from launchpad.loadtest import summary
+from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
-from launchpad.spec import BatchQueue, Traffic
+from launchpad.spec import BatchQueue, OpenLoop, Traffic
 from launchpad.tune import predict, profile, profiling, tuning
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Goal, Limits, Model
@@ -182,14 +184,13 @@ def measure_capacity(model: str, chosen: Configuration, found: profile.Profile) 
 def measure_p99(model: str, chosen: Configuration, found: profile.Profile) -> Kept:
     """Measure a configuration's percentiles at SHARE of the predicted capacity, REPEATS times."""
     rate = round(SHARE * guessed(found, chosen), 1)
-    loads = {"share": {"loop": "open", "rate_rps": rate, "duration_s": RATE_S}}
-    with serving(model, chosen, loads) as (place, server):
+    line = Traffic(model=model)
+    load = OpenLoop(loop="open", rate_rps=rate, duration_s=RATE_S, traffic=(line,))
+    with serving(model, chosen) as (place, server):
         neighbours = Neighbours(server.pid)
-        for _ in range(REPEATS):
-            place.invoke("loadtest", "--profile", "share", allowed=(0, 1))
+        runs = [place.put(load, server, Ending()) for _ in range(REPEATS)]
         others = neighbours.share()
-        runs = [place.layout.results(summary["run"]) for summary in place.results("summary.json")[-REPEATS:]]
-        totals = [summary["totals"] for summary in place.results("summary.json")[-REPEATS:]]
+    totals = [summary.of_folder(run, {line.line: model}, RATE_S)["totals"] for run in runs]
     return {
         "rate_rps": rate,
         "p99_ms": [one["p99_ms"] for one in totals],
@@ -205,12 +206,10 @@ def guessed(found: profile.Profile, chosen: Configuration) -> float:
 
 
 @contextmanager
-def serving(
-    model: str, chosen: Configuration, loads: dict[str, dict[str, Any]] | None = None
-) -> Iterator[tuple[Bench, Server]]:
+def serving(model: str, chosen: Configuration) -> Iterator[tuple[Bench, Server]]:
     """A server with this configuration, on the bench; stopped in the end."""
     place = bench(model)
-    place.declare({model: chosen.queue}, chosen.threads, loads, chosen.flags)
+    place.declare({model: chosen.queue}, chosen.threads, chosen.flags)
     server = place.launch()
     try:
         yield place, server

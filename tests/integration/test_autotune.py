@@ -8,12 +8,14 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from launchpad import declaration
 from launchpad.publishing import Publisher
+from launchpad.runfolder import HISTORY, read_history
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
 
@@ -21,6 +23,7 @@ PHASES = ((60, 3), (300, 6), (700, 6), (60, 3))
 """Requests a second and seconds: low, five times that, a spike, low."""
 SECONDS = sum(seconds for _, seconds in PHASES)
 REQUESTS = sum(rate * seconds for rate, seconds in PHASES)
+BUSY_RPS = 400
 DECLARED = """\
 autotune: # digits-cnn's batching parameters follow the traffic
   policy: threshold
@@ -44,7 +47,7 @@ def served(shared_checkout):
     (shared_checkout.root / "trace.txt").write_text("".join(f"{time_s:.6f}\n" for time_s in times))
     traffic = "traffic: [{model: digits-cnn, signature: bytes}]"
     scripted = f"{{loop: open, rate_rps: 1, arrivals: trace.txt, duration_s: {SECONDS}, {traffic}}}"
-    steady = f"{{loop: open, rate_rps: 400, arrivals: constant, duration_s: 600, {traffic}}}"
+    steady = f"{{loop: open, rate_rps: {BUSY_RPS}, arrivals: constant, duration_s: 600, {traffic}}}"
     shared_checkout.edit(
         ("    max_batch_size: 16", "    max_batch_size: 1"),
         ("    max_enqueued_batches: 64", "    max_enqueued_batches: 1024"),
@@ -93,11 +96,21 @@ class Autotuner:
 
 @pytest.fixture
 def busy(served) -> Iterator[None]:
-    """A steady load for as long as the test takes."""
+    """A steady load, at its full rate, for as long as the test takes."""
+    before = len(served.runs())
     load = served.start("loadtest", "--profile", "busy")
+    limit = time.monotonic() + 60
+    while not any(answered > 0.95 * BUSY_RPS for run in served.runs()[before:] for answered in by_second(run)):
+        assert load.poll() is None and time.monotonic() < limit
+        time.sleep(0.1)
     yield
     load.send_signal(signal.SIGINT)
     load.communicate(timeout=60)
+
+
+def by_second(run: Path) -> list[int]:
+    """Return the requests of each second of a run that is under way."""
+    return [row["requests"] for row in read_history(run)] if (run / HISTORY).exists() else []
 
 
 def decisions(served) -> list[dict]:

@@ -45,12 +45,12 @@ def test_off_is_off_for_the_server(bench):
 
 
 def test_ports_and_store_are_its_own_and_flags_the_users_unless_others_are_asked_for(bench, tmp_path):
-    bench.declare({}, 1, {"load": {"users": 2, "duration_s": 1}}, {"grpc_max_threads": 7})
+    bench.declare({}, 1, {"grpc_max_threads": 7})
     found = declaration.load(bench.layout.root).pipeline
     assert {found.serving.ports.rest, found.serving.ports.grpc}.isdisjoint({8501, 8500})
     assert found.serving.flags == {"rest_api_num_threads": 32, "grpc_max_threads": 7}
     assert found.autotune is None
-    assert [line.model for line in found.traffic(found.loadtest.profiles["load"])] == ["b"]
+    assert [line.model for line in found.traffic(found.loadtest.profiles[found.loadtest.profile])] == ["b"]
     assert (tmp_path / "pipeline.yaml").read_text() == TEXT
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,47 +153,52 @@ def test_a_window_is_as_long_as_it_takes_to_see_enough():
 def test_a_load_that_was_over_too_soon_is_run_once_more(monkeypatch):
     over = profiling._Over("the load was over before it was measured")
     window = profiling.Window.at(5000.0)
-    outcomes = [over, use(batch=2.0), over, over]
+    outcomes = [over, "figures", over, over]
 
     def load(*_):
         if isinstance(outcome := outcomes.pop(0), Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(profiling, "_use", load)
-    assert profiling.use(None, None, "full", window).batch == 2.0
+    monkeypatch.setattr(profiling, "_loaded", load)
+    assert profiling.loaded(None, None, None, window) == "figures"
     with pytest.raises(EnvironmentFault, match="over before it was measured"):
-        profiling.use(None, None, "full", window)
+        profiling.loaded(None, None, None, window)
     assert outcomes == []
 
 
-def test_looks_at_a_load_go_by_the_clock_however_long_each_takes(monkeypatch):
-    """A server that is slow to show its metrics page does not make the window outlast the load."""
-    now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
-    command = SimpleNamespace(
-        pid=1, returncode=0, wait=lambda timeout: 0, poll=lambda: None if now[0] < window.length_s + 0.4 else 0
-    )
-    bench = SimpleNamespace(
-        layout=SimpleNamespace(root=Path()),
-        running=lambda *words: contextlib.nullcontext(command),
-        results=lambda file: [{"totals": {"p50_ms": 1.0}}],
-    )
+@pytest.fixture
+def slow_looks(monkeypatch) -> list[float]:
+    """Looks that take 0.15 s each at a load of 1,000 requests/s; returned is when it ends, to be set."""
+    now, ends = [0.0], [math.inf]
 
     def look(*_: object) -> profiling._Look:
         at = now[0]
         now[0] += 0.15
-        return profiling._Look(at, profiling._Counts(*[1000 * at] * 5), at, at / 2, 1.5 * at)
+        return profiling._Look(at, profiling._Counts(*[1000 * at] * 5), at, at / 2 if at < ends[0] else 0.0, 1.5 * at)
 
-    window = profiling.Window.at(1000)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr(profiling, "time", clock)
     monkeypatch.setattr(profiling, "_look", look)
-    monkeypatch.setattr(profiling, "_Page", lambda server: None)
-    monkeypatch.setattr(profiling, "_process", lambda server: None)
-    monkeypatch.setattr(profiling, "_await_load", lambda *_: None)
-    used = profiling._use(bench, None, "high", window)
+    for name in ("_Page", "_process", "_await_load"):
+        monkeypatch.setattr(profiling, name, lambda *_: None)
+    return ends
+
+
+def test_looks_at_a_load_go_by_the_clock_however_long_each_takes(slow_looks):
+    """A server that is slow to show its metrics page does not make the window outlast the load."""
+    window = profiling.Window.at(1000)
+    looks = profiling._looks(None, None, window)
+    used = profiling._use(looks, 1.0)
     assert used.rate_rps == pytest.approx(1000) and used.server_s == pytest.approx(1e-3)
-    assert now[0] < window.length_s + 0.4
+    assert looks[-1].at_s < window.length_s + 0.4
+
+
+def test_a_load_that_ends_within_the_window_is_not_measured(slow_looks):
+    window = profiling.Window.at(1000)
+    slow_looks[0] = window.length_s / 2
+    with pytest.raises(profiling._Over):
+        profiling._looks(None, None, window)
 
 
 def test_a_simulation_is_long_enough_for_its_latency_and_no_longer_than_can_be_borne():
