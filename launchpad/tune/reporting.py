@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 REPORT = "report.md"
 MEASUREMENTS = "measurements.json"
+ANOTHER_MACHINE = 1.3
+"""How many times more or less than expected, in the median, is no fault of the simulator's: it is right within 10 %."""
 
 
 def write(done: Tuning, folder: Path) -> None:
@@ -45,15 +48,29 @@ def text(done: Tuning) -> str:
         f"{done.seconds / 60:.1f} min. {done.profile.backend} backend, {machine['processor']}, {machine['cores']} "
         "cores shared with the load generator.\n\n"
     )
-    others = done.profile.others
-    if others > MOST_FOR_OTHERS:
-        about += f"**Doubtful**: others took {others:.0%} of the cores while the profile was measured.\n\n"
+    about += "".join(f"**Doubtful**: {doubt}.\n\n" for doubt in doubts(done))
     columns = ("configuration", "", f"measured {done.goal.unit}", "interval", "expected", "difference")
     body = table(columns, rows(done))
     left = [f"- {one.title}" for one in done.skipped]
     skipped = "\nNot measured, because the time was over:\n\n" + "\n".join(left) + "\n" if left else ""
     charts = "\n![p99 by rate](pareto.svg)\n\n![Predicted against measured](predicted.svg)\n"
     return head + about + body + skipped + charts
+
+
+def doubts(done: Tuning) -> list[str]:
+    """Return what speaks against the figures."""
+    found = []
+    others = done.profile.others
+    if others > MOST_FOR_OTHERS:
+        found.append(f"others took {others:.0%} of the cores while the profile was measured")
+    expected = [(judged.value, _expected(done, judged.chosen)) for judged in done.judged]
+    typical = statistics.median([value / its for value, its in expected if its > 0] or [1.0])
+    if not 1 / ANOTHER_MACHINE < typical < ANOTHER_MACHINE:
+        found.append(
+            f"what was measured is {typical:.2f} times what was expected, in the median: the machine was faster or "
+            "slower than while it was profiled; the choice rests on what was measured"
+        )
+    return found
 
 
 def table(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

@@ -59,6 +59,8 @@ def show_tuning(context: Context, model: str | None) -> None:
         rows = [tuple(cell.replace("*", "") for cell in row) for row in reporting.rows(done)]
         console.table(f"{name}: {reporting.goal_in_words(done)}", columns, rows, right=columns[2:])
         console.say(reporting.why(done))
+        for doubt in reporting.doubts(done):
+            console.say(f"  ! {doubt}", "yellow")
         for flag, value in tuning.missing_flags(context, done.best.chosen).items():
             console.say(f"  ! it was measured with {flag} {value}: declare it in serving.flags", "yellow")
         if done.skipped:

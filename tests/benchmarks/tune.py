@@ -16,8 +16,8 @@ simulator is compared with what it describes. Half of the predicted capacity is 
 times, to compare p50 and p99. Nearer to the capacity the p99 of a run is made by the worst stall of the machine that it
 meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
-it may look up this grid's measurements, and with Optuna's TPE that may look up as many (median of 20 seeds); the
-measuring time of either is that of what it looked up.
+it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
+of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
 `finalists` measures the best BEST of the grid and the one that `tune` chooses ROUNDS times more, in turn and in
 opposite order each time: of 45 single measurements on a machine that others share, the highest is partly the luckiest.
 """
@@ -401,11 +401,13 @@ def show_grid(model: str, part: Kept) -> None:
     for many in range(2, len(all_looked) + 1):
         looked = all_looked[:many]
         found = max(middle(rows[one]) for one in looked)
-        time_s = sum(rows[one]["seconds"] for one in looked)
-        shares = sorted(chosen_by_optuna(rows, many, seed) / best for seed in range(SEEDS))
+        time_s = part["profile"]["seconds"] + sum(rows[one]["seconds"] for one in looked)
+        trials = round(time_s / whole_s * len(rows))
+        shares = sorted(chosen_by_optuna(rows, trials, seed) / best for seed in range(SEEDS))
         print(
-            f"{many} measured, {time_s / whole_s:.0%} of the time: tune reaches {found / best:.1%} of it, Optuna's TPE "
-            f"{statistics.median(shares):.1%} (median of {SEEDS} seeds; worst {shares[0]:.1%})"
+            f"profile and {many} measured, {time_s / whole_s:.1%} of the time: tune reaches {found / best:.1%} of it, "
+            f"Optuna's TPE by {trials} measured {statistics.median(shares):.1%} (median of {SEEDS} seeds; worst "
+            f"{shares[0]:.1%})"
         )
     looked = list(dict.fromkeys([*all_looked, WIDESPREAD]))
     again = sorted(looked, key=lambda one: -middle(rows[one]))[: tuning.AGAIN]
