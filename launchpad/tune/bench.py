@@ -71,8 +71,9 @@ class Bench:
         batching: Mapping[str, BatchQueue | None],
         threads: int,
         flags: Mapping[str, Any] | None = None,
+        load: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the declaration: batching by model (None: off), batch threads, further flags."""
+        """Write the declaration: batching by model (None: off), batch threads, further flags, the load of a test."""
         document = yaml.safe_load((self._declaration.root / FILE).read_text(encoding="utf-8"))
         serving = document.setdefault("serving", {})
         serving["ports"] = {
@@ -88,8 +89,8 @@ class Bench:
                 model["batching"] = _plain(batching[name]) if batching.get(name) else "off"
         document.pop("autotune", None)
         traffic = [line.model_dump(mode="json") for line in self._traffic]
-        load = {"users": 16, "duration_s": 5, "traffic": traffic}
-        document["loadtest"] = {"profile": "tune", "profiles": {"tune": load}}
+        profile = {**(load or {"users": 16, "duration_s": 5}), "traffic": traffic}
+        document["loadtest"] = {"profile": "tune", "profiles": {"tune": profile}}
         document["release"] = {}
         document["store"] = "sqlite:///.launchpad/store.db"
         files.write_text(self.layout.root / FILE, yaml.safe_dump(document, sort_keys=False))

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,13 +98,13 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         window = Window.at(rate_rps, users)
         traffic = (line.model_copy(update={"batch": rows}),)
         load = ClosedLoop(users=users, duration_s=window.load_s, traffic=traffic)
-        return loaded(bench, server, load, window).use
+        return use(bench, server, load, window)
 
     def sent(rate_rps: float, answered_rps: float) -> Use:
         """Send the server that runs so many requests/s, of which about so many are answered."""
         window = Window.at(answered_rps)
         load = OpenLoop(loop="open", rate_rps=round(rate_rps, 1), duration_s=window.load_s, traffic=(line,))
-        return loaded(bench, server, load, window).use
+        return use(bench, server, load, window)
 
     inputs = examples.inputs[line.signature]
     cores = int(machine.describe()["cores"])
@@ -320,37 +319,25 @@ class _Over(EnvironmentFault):
     """The load was over before the window was: this process or the load generator stood still."""
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A load that ran: what its requests took, its figures, why the generator was in the way (or empty), its files."""
-
-    use: Use
-    totals: dict[str, Any]
-    limited: str
-    folder: Path
-
-
-def loaded(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Loaded:
-    """Put a load on the bench's server to its end, and look at what requests take in a window of it.
+def use(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Use:
+    """Put a load on the bench's server to its end; return what its requests took in a window of it.
 
     A load that is over before the window is runs a second time. Raises EnvironmentFault where that happens again, or
     where the load comes to nothing.
     """
     try:
-        return _loaded(bench, server, load, window)
+        return _use(bench, server, load, window)
     except _Over:
-        return _loaded(bench, server, load, window)
+        return _use(bench, server, load, window)
 
 
-def _loaded(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Loaded:
+def _use(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Use:
     ending = Ending()
     with ThreadPoolExecutor(1) as beside:
         looking = beside.submit(_looks, server, ending, window)
         folder = bench.put(load, server, ending)
-    looks = looking.result()
     figures = summary.of_folder(folder, {line.line: line.model for line in load.traffic}, ending.measured_s)
-    health = summary.generator_health(folder, 1, ending.cpu, ending.held)
-    return Loaded(_use(looks, figures["totals"]["p50_ms"]), figures["totals"], health["why"], folder)
+    return _seen(looking.result(), figures["totals"]["p50_ms"])
 
 
 def _looks(server: Server, ending: Ending, window: Window) -> list[_Look]:
@@ -367,7 +354,8 @@ def _looks(server: Server, ending: Ending, window: Window) -> list[_Look]:
     return looks
 
 
-def _use(looks: list[_Look], median_ms: float | None) -> Use:
+def _seen(looks: list[_Look], median_ms: float | None) -> Use:
+    """Return what a request took between the first and the last look, and the median of its whole load."""
     first, last = looks[0], looks[-1]
     counted, length_s = last.counts.since(first.counts), last.at_s - first.at_s
     if not counted.requests or median_ms is None:

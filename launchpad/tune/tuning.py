@@ -22,8 +22,7 @@ from launchpad.backends import choose
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
 from launchpad.examples import Examples
 from launchpad.layout import Layout
-from launchpad.server import Server
-from launchpad.spec import Batching, BatchQueue, OpenLoop, Traffic
+from launchpad.spec import Batching, BatchQueue, Traffic
 from launchpad.stage import Context, Stopwatch
 from launchpad.tune import predict, profile, profiling, reporting
 from launchpad.tune.bench import Bench
@@ -314,13 +313,17 @@ def _measure(state: _State, chosen: Configuration) -> Measured:
     """Measure one configuration on a server of its own."""
     clock = Stopwatch()
     bench = Bench(state.context.declaration, workplace(state.context.layout, state.model) / "bench", [state.line])
-    bench.declare({state.model: chosen.queue}, chosen.threads, flags=chosen.flags)
+    load = None
+    if state.goal.kind != "rate":
+        duration_s = max(RATE_S, profiling.Window.at(state.goal.rate_rps).load_s)
+        load = {"loop": "open", "rate_rps": state.goal.rate_rps, "duration_s": duration_s}
+    bench.declare({state.model: chosen.queue}, chosen.threads, chosen.flags, load)
     try:
-        server = bench.launch()
+        bench.launch()
         if state.goal.kind == "rate":
             measured = _measure_capacity(bench, state, chosen)
         else:
-            measured = _measure_at_rate(bench, server, state, chosen)
+            measured = _measure_at_rate(bench, state, chosen)
     finally:
         bench.stop()
     return replace(measured, seconds=round(clock.seconds, 1))
@@ -342,24 +345,30 @@ def _near(ranked: Sequence[Expected]) -> float:
     return ranked[0].value if ranked[0].value > 0 else 1000.0
 
 
-def _measure_at_rate(bench: Bench, server: Server, state: _State, chosen: Configuration) -> Measured:
-    window = profiling.Window.at(state.goal.rate_rps)
-    duration_s = max(RATE_S, window.load_s)
-    load = OpenLoop(loop="open", rate_rps=state.goal.rate_rps, duration_s=duration_s, traffic=(state.line,))
-    found = profiling.loaded(bench, server, load, window)
-    totals = found.totals
+def _measure_at_rate(bench: Bench, state: _State, chosen: Configuration) -> Measured:
+    found = bench.outcome("loadtest", file=runfolder.SUMMARY)
+    folder, totals = bench.layout.results(found["run"]), found["totals"]
     missed = 1 - (totals["success_rate"] or 0.0)
     probes = [(state.goal.rate_rps, totals["p50_ms"], totals["p99_ms"], missed)]
     holds = missed <= state.goal.limits.error_rate and totals["p99_ms"] is not None
     if state.goal.kind == "latency":
         value = totals["p99_ms"]
-        spread = reporting.spread_by_second(found.folder)
+        spread = reporting.spread_by_second(folder)
     else:
         holds = holds and totals["p99_ms"] <= state.goal.limits.p99_s * 1e3
-        value = found.use.server_s * found.use.rate_rps / int(state.profile.machine["cores"]) * 100
-        spread = 0.03 * value  # processor time is counted in ticks of 10 ms, over a window of some seconds
+        value = 100 * _server_cores(folder) / int(state.profile.machine["cores"])
+        spread = 0.03 * value  # processor time is counted in ticks of 10 ms, over some seconds
     low, high = (value - spread, value + spread) if holds else (None, None)
-    return Measured(chosen, value if holds else None, low, high, probes, found.limited, found.folder.name, 0.0)
+    limited = found["generator"]["why"]
+    return Measured(chosen, value if holds else None, low, high, probes, limited, found["run"], 0.0)
+
+
+def _server_cores(run: Path) -> float:
+    """Return how many cores the server used over a run, on average of its seconds."""
+    known = [cores for _, cores, *_ in files.read_json(run / runfolder.SERVER)["use"] if cores is not None]
+    if not known:
+        raise EnvironmentFault("the server's processor time cannot be seen from here", str(run))
+    return sum(known) / len(known)
 
 
 def judge(measured: Sequence[Measured], goal: Goal) -> list[Judged]:

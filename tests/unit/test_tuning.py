@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 
@@ -160,10 +161,10 @@ def test_a_load_that_was_over_too_soon_is_run_once_more(monkeypatch):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(profiling, "_loaded", load)
-    assert profiling.loaded(None, None, None, window) == "figures"
+    monkeypatch.setattr(profiling, "_use", load)
+    assert profiling.use(None, None, None, window) == "figures"
     with pytest.raises(EnvironmentFault, match="over before it was measured"):
-        profiling.loaded(None, None, None, window)
+        profiling.use(None, None, None, window)
     assert outcomes == []
 
 
@@ -189,7 +190,7 @@ def test_looks_at_a_load_go_by_the_clock_however_long_each_takes(slow_looks):
     """A server that is slow to show its metrics page does not make the window outlast the load."""
     window = profiling.Window.at(1000)
     looks = profiling._looks(None, None, window)
-    used = profiling._use(looks, 1.0)
+    used = profiling._seen(looks, 1.0)
     assert used.rate_rps == pytest.approx(1000) and used.server_s == pytest.approx(1e-3)
     assert looks[-1].at_s < window.length_s + 0.4
 
@@ -205,6 +206,29 @@ def test_a_simulation_is_long_enough_for_its_latency_and_no_longer_than_can_be_b
     assert predict._enough(12_000, Limits(0.1), 10_000.0) == 20_000
     assert predict._enough(12_000, Limits(0.01), 10_000.0) == 12_000
     assert predict._enough(12_000, Limits(5.0), 10_000.0) == 48_000
+
+
+@pytest.mark.parametrize(
+    ("p99_ms", "use", "value"),
+    [(8.0, [[0, None, 90.0], [1, 0.5, 90.0], [2, 0.7, 90.0]], 15.0), (120.0, [[1, 0.5, 90.0]], None)],
+)
+def test_the_least_resource_is_the_servers_share_of_the_cores_over_the_run(tmp_path, p99_ms, use, value):
+    totals = {"success_rate": 1.0, "p50_ms": 1.0, "p99_ms": p99_ms}
+    bench = SimpleNamespace(
+        layout=SimpleNamespace(results=lambda run: tmp_path),
+        outcome=lambda *words, file: {"run": "r", "totals": totals, "generator": {"why": ""}},
+    )
+    state = SimpleNamespace(
+        goal=Goal("resource", Limits(0.1), rate_rps=200.0), profile=SimpleNamespace(machine={"cores": 4})
+    )
+    (tmp_path / "server.json").write_text(json.dumps({"use": use}))
+    assert tuning._measure_at_rate(bench, state, OFF).value == (value and pytest.approx(value))
+
+
+def test_a_server_whose_processor_time_cannot_be_seen_is_no_resource_to_compare(tmp_path):
+    (tmp_path / "server.json").write_text('{"use": []}')
+    with pytest.raises(EnvironmentFault, match="processor time cannot be seen"):
+        tuning._server_cores(tmp_path)
 
 
 def test_the_pareto_front_leaves_out_what_is_beaten_in_both():
