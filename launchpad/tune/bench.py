@@ -73,7 +73,7 @@ class Bench:
         flags: Mapping[str, Any] | None = None,
         load: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the declaration: batching by model (None: off), batch threads, further flags, the load of a test."""
+        """Write the declaration: batching by model (None: off), batch threads, more flags, the load of `loadtest`."""
         document = yaml.safe_load((self._declaration.root / FILE).read_text(encoding="utf-8"))
         serving = document.setdefault("serving", {})
         serving["ports"] = {

@@ -122,7 +122,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         full = asked(cores / of_one, USERS)
         large = asked(cores / of_large, USERS, LARGE)
         advance("a middle and a high rate")
-        middle, high = (sent(share * full.rate_rps, share * full.rate_rps) for share in (MIDDLE, HIGH))
+        middle, high = (sent(rate, rate) for rate in (MIDDLE * full.rate_rps, HIGH * full.rate_rps))
         again = asked(full.rate_rps, USERS)
         full = min(full, again, key=lambda one: one.server_s)  # neighbours only ever add to it
         advance("the highest rate with batching")
@@ -342,13 +342,13 @@ def _use(bench: Bench, server: Server, load: LoadProfile, window: Window) -> Use
 
 def _looks(server: Server, ending: Ending, window: Window) -> list[_Look]:
     """Return looks at a load on the server, at the parts of its window."""
-    page, process = _Page(server), _process(server)
+    page, pid = _Page(server), _pid(server)
     _await_load(page, ending, window)
-    looks = [_look(page, process, ending)]
+    looks = [_look(page, pid, ending)]
     for part in range(1, SAMPLES + 1):
         # by the clock: looks take longer on a busy server, and would together outlast the load
         time.sleep(max(0.0, looks[0].at_s + part * window.length_s / SAMPLES - time.monotonic()))
-        looks.append(_look(page, process, ending))
+        looks.append(_look(page, pid, ending))
         if looks[-1].generator_s < looks[-2].generator_s:  # it has ended
             raise _Over("the load was over before it was measured")
     return looks
@@ -384,8 +384,8 @@ class _Look:
     busy_s: float
 
 
-def _look(page: _Page, server: psutil.Process, ending: Ending) -> _Look:
-    used = _seconds(server.pid), _seconds(ending.pid)
+def _look(page: _Page, server: int, ending: Ending) -> _Look:
+    used = _seconds(server), _seconds(ending.pid)
     whole = psutil.cpu_times()
     busy = whole.user + whole.nice + whole.system + getattr(whole, "steal", 0.0)
     return _Look(time.monotonic(), page.read(), *used, busy)
@@ -403,14 +403,14 @@ def _await_load(page: _Page, ending: Ending, window: Window) -> None:
     time.sleep(0.5)
 
 
-def _process(server: Server) -> psutil.Process:
-    """Return the server's process; that of a container is found by its port."""
+def _pid(server: Server) -> int:
+    """Return the server's process id; that of a container is found by its port."""
     if server.pid:
-        return psutil.Process(server.pid)
+        return server.pid
     mark = f"--rest_api_port={server.rest_port}"
     for process in psutil.process_iter(["cmdline"]):
         if mark in (process.info["cmdline"] or []) and "bash" not in process.info["cmdline"][0]:
-            return process
+            return int(process.pid)
     raise EnvironmentFault("the server's process cannot be seen from here", fix="declare serving.backend: embedded")
 
 

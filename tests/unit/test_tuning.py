@@ -181,7 +181,7 @@ def slow_looks(monkeypatch) -> list[float]:
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr(profiling, "time", clock)
     monkeypatch.setattr(profiling, "_look", look)
-    for name in ("_Page", "_process", "_await_load"):
+    for name in ("_Page", "_pid", "_await_load"):
         monkeypatch.setattr(profiling, name, lambda *_: None)
     return ends
 
