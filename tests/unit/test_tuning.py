@@ -236,10 +236,14 @@ def test_the_pareto_front_leaves_out_what_is_beaten_in_both():
     assert reporting.pareto(points) == [(100.0, 5.0), (200.0, 9.0), (300.0, 40.0)]
 
 
-@pytest.mark.parametrize(("slower", "told"), [(1.0, False), (1.2, False), (2.8, True), (0.5, True)])
-def test_a_machine_that_is_another_than_while_it_was_profiled_is_told(slower, told):
+@pytest.mark.parametrize(
+    ("kind", "slower", "told"),
+    [("rate", 1.0, False), ("rate", 1.2, False), ("rate", 2.8, True), ("rate", 0.5, True), ("latency", 2.8, False)],
+)
+def test_a_machine_that_is_another_than_while_it_was_profiled_is_told(kind, slower, told):
     expected = {OFF: 5300.0, batched(16): 9200.0, batched(32): math.nan}
     done = SimpleNamespace(
+        goal=Goal(kind, Limits(0.1)),
         profile=SimpleNamespace(others=0.0),
         judged=[SimpleNamespace(chosen=one, value=(value or 9000.0) / slower) for one, value in expected.items()],
         expected=lambda chosen: SimpleNamespace(value=expected[chosen]),
