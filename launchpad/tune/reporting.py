@@ -69,7 +69,7 @@ def doubts(done: Tuning) -> list[str]:
     if done.goal.kind == "rate" and not 1 / ANOTHER_MACHINE < typical < ANOTHER_MACHINE:
         found.append(
             f"what was measured is {typical:.2f} times what was expected, in the median: the machine was faster or "
-            "slower than while it was profiled; the choice rests on what was measured, `invoke profile` profiles it anew"
+            "slower than while it was profiled; the choice rests on what was measured, `invoke profile` looks anew"
         )
     return found
 
