@@ -1,7 +1,7 @@
 """Begins and ends the measuring of a Locust run, and carries what recorders kept to whoever keeps it for good.
 
-With workers, theirs come to the master by Locust's own messages, on this host or on others. Locust's statistics are fed
-in bulk, once a second, not request by request.
+With workers, theirs come to the master by Locust's own messages, on this host or on others. Locust's statistics, where
+someone looks at them, are fed in bulk, once a second, not request by request.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 import gevent
 import gevent.event
+import numpy as np
 import orjson
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 from locust.stats import StatsEntry, StatsError, bucket_response_time
 
+from launchpad.loadtest.latencies import unpacked
 from launchpad.loadtest.recorder import Recorder
 from launchpad.runfolder import FAILED, RESPONSE
 
@@ -35,15 +37,19 @@ GRACE_S = 5.0
 class Conductor:
     """One in each process of a run. `begun` is set while requests are to be counted.
 
-    keep: takes what each process handed over, in the process that runs alone or is the master.
+    keep: takes what each process handed over, in the process that runs alone or is the master. feeds: whether someone
+    looks at Locust's own statistics.
 
     Users keep `under_way` ({connection: (line, due_ns)}) and `waiting` ((line, request, due_ns) for want of a
     connection) up to date, say with `scheduling` that a schedule has not been gone through, and begin no request while
     `closing` is set: so that no request that was due is left out of a run's figures.
     """
 
-    def __init__(self, environment: Environment, recorder: Recorder, keep: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, environment: Environment, recorder: Recorder, keep: Callable[[dict[str, Any]], None], feeds: bool = True
+    ) -> None:
         self.recorder = recorder
+        self._feeds = feeds
         self._keep = keep
         self.begun = gevent.event.Event()
         self.closing = False
@@ -168,8 +174,9 @@ class Conductor:
             self._runner.send_message(SECOND, part)
         else:
             self._receive(part)
-        gevent.sleep(0)
-        self._feed(part["lines"])
+        if self._feeds:
+            gevent.sleep(0)
+            self._feed(part["lines"])
 
     def _receive(self, part: dict[str, Any]) -> None:
         if part["last"]:
@@ -198,25 +205,26 @@ class Conductor:
 
 
 def _as_stats(stats: Any, name: str, part: dict[str, Any]) -> StatsEntry:
-    """Return a second's counts of a line as one of Locust's entries; its latencies are in whole ms."""
+    """Return a second of a line as one of Locust's entries; its latencies are in whole ms."""
     entry = StatsEntry(stats, name, "POST")
     failures = sum(many for _, _, many in part["failures"])
     now = time.time()
-    latencies = [*part["latencies"].get(RESPONSE, ()), *part["latencies"].get(FAILED, ())]
+    kept = [unpacked(part["latencies"][kind]) for kind in (RESPONSE, FAILED) if kind in part["latencies"]]
+    latencies_ms = np.concatenate([np.empty(0), *kept]) / 1000
     entry.num_requests, entry.num_failures, entry.last_request_timestamp = part["answered"] + failures, failures, now
     entry.num_reqs_per_sec[int(now)] = entry.num_requests
     entry.num_fail_per_sec[int(now)] = failures
-    for value, many in latencies:
-        entry.response_times[bucket_response_time(value / 1000)] += many
-    if latencies:
-        entry.total_response_time = sum(value * many for value, many in latencies) / 1000  # type: ignore[assignment]
-        entry.min_response_time = min(value for value, _ in latencies) / 1000  # type: ignore[assignment]
-        entry.max_response_time = max(value for value, _ in latencies) / 1000  # type: ignore[assignment]
+    for value, many in zip(*np.unique(latencies_ms, return_counts=True), strict=True):
+        entry.response_times[bucket_response_time(float(value))] += int(many)
+    if len(latencies_ms):
+        entry.total_response_time = float(latencies_ms.sum())  # type: ignore[assignment]
+        entry.min_response_time = float(latencies_ms.min())  # type: ignore[assignment]
+        entry.max_response_time = float(latencies_ms.max())  # type: ignore[assignment]
     return entry
 
 
 def tell(part: dict[str, Any]) -> None:
     """Write a part to whoever started this process."""
     assert sys.__stdout__ is not None
-    sys.__stdout__.write(orjson.dumps(part).decode() + "\n")
+    sys.__stdout__.buffer.write(orjson.dumps(part, option=orjson.OPT_APPEND_NEWLINE))
     sys.__stdout__.flush()

@@ -13,6 +13,7 @@ from launchpad.backends import how_ended
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.loadtest import generator, summary
 from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
+from launchpad.loadtest.latencies import unpacked
 from launchpad.loadtest.stage import new_run, refuse_absent
 from launchpad.loadtest.summary import FULL_CPU, generator_health
 from launchpad.runfolder import CAPACITY, RESPONSE, SERVICE
@@ -56,8 +57,8 @@ class _Observer:
         return self.misses.clear is None
 
     def _late(self, lines: Iterable[dict[str, Any]], kind: str) -> int:
-        counts = (count for line in lines for count in line["latencies"].get(kind, ()))
-        return sum(many for value, many in counts if value > self.objective_us)
+        kept = (unpacked(line["latencies"][kind]) for line in lines if kind in line["latencies"])
+        return sum(int((latencies_us > self.objective_us).sum()) for latencies_us in kept)
 
     def in_the_way(self, health: dict[str, Any]) -> str:
         """Return why the generator was in the way; empty where it was not.

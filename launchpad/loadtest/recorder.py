@@ -9,11 +9,12 @@ counted by kind, their latencies apart from those of right answers.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from launchpad.loadtest.counts import Counts, count
+from launchpad.loadtest.latencies import append, empty, packed
 from launchpad.runfolder import FAILED, LAG, RESPONSE, SERVICE
 
 
@@ -21,7 +22,9 @@ from launchpad.runfolder import FAILED, LAG, RESPONSE, SERVICE
 class _Line:
     """One line of traffic since the last hand-over."""
 
-    latencies: dict[str, Counts] = field(default_factory=lambda: {RESPONSE: {}, SERVICE: {}, LAG: {}, FAILED: {}})
+    latencies: dict[str, array[int]] = field(
+        default_factory=lambda: {kind: empty() for kind in (RESPONSE, SERVICE, LAG, FAILED)}
+    )
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     answered: int = 0
     held: int = 0
@@ -39,29 +42,29 @@ class Recorder:
         """Count a right answer. `held`: no connection was free when the request was due."""
         kept = self._lines[line]
         kept.answered += 1
-        count(kept.latencies[RESPONSE], ended_ns - due_ns)
+        append(kept.latencies[RESPONSE], ended_ns - due_ns)
         if self._open_loop:
-            count(kept.latencies[SERVICE], ended_ns - sent_ns)
+            append(kept.latencies[SERVICE], ended_ns - sent_ns)
             if held:
                 kept.held += 1
             else:
-                count(kept.latencies[LAG], sent_ns - due_ns)
+                append(kept.latencies[LAG], sent_ns - due_ns)
 
     def failed(self, line: str, kind: str, example: str, due_ns: int, ended_ns: int) -> None:
         """Count a failure of a kind (`HTTP 503`, `wrong answer`, ...), with an example of what came back."""
         kept = self._lines[line]
         kept.failures[kind, example[:200]] += 1
-        count(kept.latencies[FAILED], ended_ns - due_ns)
+        append(kept.latencies[FAILED], ended_ns - due_ns)
 
     def take(self) -> dict[str, Any]:
-        """Return what came since the last call, as JSON has it, by line: counts, failures, latencies by kind."""
+        """Return what came since the last call, as JSON has it, by line: counts, failures, packed latencies by kind."""
         taken, self._lines = self._lines, {name: _Line() for name in self._names}
         return {
             name: {
                 "answered": line.answered,
                 "held": line.held,
                 "failures": [[kind, example, many] for (kind, example), many in line.failures.items()],
-                "latencies": {kind: list(counts.items()) for kind, counts in line.latencies.items() if counts},
+                "latencies": {kind: packed(values) for kind, values in line.latencies.items() if values},
             }
             for name, line in taken.items()
         }

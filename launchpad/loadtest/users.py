@@ -237,7 +237,7 @@ def _prepare(environment: Environment, **_: Any) -> None:
     recorder = Recorder(list(ModelUser.lines), open_loop=isinstance(profile, OpenLoop))
     tab = LatencyTab(environment) if environment.web_ui else None
     keep = tell if driven else (lambda part: tab.add(part["lines"]) if tab else None)
-    conductor = ModelUser.conductor = Conductor(environment, recorder, keep)
+    conductor = ModelUser.conductor = Conductor(environment, recorder, keep, feeds=not driven)
     if isinstance(environment.runner, WorkerRunner):
         return  # its master's conductor says when
     if driven:

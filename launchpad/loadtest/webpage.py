@@ -11,7 +11,7 @@ from flask import Response, request
 from hdrh.histogram import HdrHistogram
 from locust.env import Environment
 
-from launchpad.loadtest.counts import add_to
+from launchpad.loadtest.latencies import add_to, unpacked
 from launchpad.runfolder import LAG, RESPONSE, SERVICE, histogram
 
 KEY = "latency"
@@ -52,8 +52,8 @@ class LatencyTab:
         for name, part in lines.items():
             self._counts[name][0] += part["answered"]
             self._counts[name][1] += sum(many for _, _, many in part["failures"])
-            for kind, counts in part["latencies"].items():
-                add_to(self._lines[name][kind], counts)
+            for kind, latencies in part["latencies"].items():
+                add_to(self._lines[name][kind], unpacked(latencies))
             gevent.sleep(0)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from hdrh.histogram import HdrHistogram
 
-from launchpad.loadtest.counts import add_to, values_at
+from launchpad.loadtest.latencies import add_to, unpacked, values_at
 from launchpad.runfolder import ERROR_COLUMNS, ERRORS, HISTOGRAMS, HISTORY, HISTORY_COLUMNS, RESPONSE, histogram
 
 PERCENTILES = (50, 95, 99, 100)
@@ -58,8 +58,8 @@ class RunWriter:
             cell.answered += part["answered"]
             for kind, example, many in part["failures"]:
                 cell.failures[kind, example] += many
-            for kind, counts in part["latencies"].items():
-                add_to(cell.latencies.setdefault(kind, histogram()), counts)
+            for kind, latencies in part["latencies"].items():
+                add_to(cell.latencies.setdefault(kind, histogram()), unpacked(latencies))
                 time.sleep(PAUSE_S)
         newest = max(self._pending)
         self._write(second for second in sorted(self._pending) if second <= newest - LATENESS_S)

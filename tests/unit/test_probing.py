@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
+from launchpad.loadtest.latencies import packed
 from launchpad.loadtest.probing import _Observer
 
 LATE = {"cpu": 0.6, "why": "requests were sent 40.0 ms late at p99"}
@@ -12,11 +15,12 @@ SOON, LONG = 2_000, 300_000
 
 
 def second(number: int, response_us: int, service_us: int, held: int = 0, failed: int = 0) -> dict:
+    response, service = (packed(array("i", [latency] * (100 - failed))) for latency in (response_us, service_us))
     line = {
         "answered": 100 - failed,
         "held": held,
         "failures": [["HTTP 503", "", failed]] if failed else [],
-        "latencies": {"response": [[response_us, 100 - failed]], "service": [[service_us, 100 - failed]]},
+        "latencies": {"response": response, "service": service},
     }
     return {"second": number, "last": False, "lines": {"a line": line}}
 
