@@ -53,6 +53,9 @@ NEXT_SHARE = 0.25
 says nothing of it; with this share the capacities of batches of 2 to 8 rows come out as they were measured."""
 MOST_FOR_OTHERS = 0.15
 """Share of the cores beyond which a profile is told to be doubtful."""
+ANOTHER_MACHINE = 1.3
+"""A machine so many times as fast, or as slow, is another than the one that was profiled, whatever it is called: the
+simulator is right within 10 %."""
 
 
 @dataclass(frozen=True)
@@ -398,6 +401,11 @@ def doubts(profile: Profile, layout: Layout) -> list[Problem]:
     if profile.others > MOST_FOR_OTHERS:
         found.append(Problem(f"others took {profile.others:.0%} of the cores during the profile", place, remedy))
     return found
+
+
+def is_another_machine(speed: float) -> bool:
+    """Tell whether a machine that is so many times as fast as the one that was profiled counts as another."""
+    return not 1 / ANOTHER_MACHINE < speed < ANOTHER_MACHINE
 
 
 def _chart(axes: Any, profile: Profile) -> None:

@@ -94,11 +94,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
     began = time.monotonic()
 
     def asked(rate_rps: float, users: int, rows: int = line.batch) -> Use:
-        """Let users ask the server that runs for so many rows each, at about so many requests/s."""
-        window = Window.at(rate_rps, users)
-        traffic = (line.model_copy(update={"batch": rows}),)
-        load = ClosedLoop(users=users, duration_s=window.load_s, traffic=traffic)
-        return use(bench, server, load, window)
+        return _asked(bench, server, line.model_copy(update={"batch": rows}), rate_rps, users)
 
     def sent(rate_rps: float, answered_rps: float) -> Use:
         """Send the server that runs so many requests/s, of which about so many are answered."""
@@ -172,6 +168,25 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
     )
     request_threads = int(bench.flags.get("rest_api_num_threads", 0) or 4 * cores)
     return calibrated(profile, request_threads)
+
+
+def highest_rate(bench: Bench, line: Traffic, about_rps: float) -> Use:
+    """Measure what the `full` of a profile is, by itself, on a server of the bench, which is ended.
+
+    about_rps: about the rate. Raises EnvironmentFault as `measure` does.
+    """
+    bench.declare({}, 1)
+    try:
+        return _asked(bench, bench.launch(), line, about_rps, USERS)
+    finally:
+        bench.stop()
+
+
+def _asked(bench: Bench, server: Server, line: Traffic, rate_rps: float, users: int) -> Use:
+    """Let users ask the server that runs, at about so many requests/s."""
+    window = Window.at(rate_rps, users)
+    load = ClosedLoop(users=users, duration_s=window.load_s, traffic=(line,))
+    return use(bench, server, load, window)
 
 
 def operation_threads(flags: Mapping[str, Any], backend: str) -> tuple[int, int]:

@@ -11,16 +11,13 @@ from pydantic import TypeAdapter
 
 from launchpad import drawing, files, runfolder
 from launchpad.tune.predict import Configuration, Model, mean_sizes
-from launchpad.tune.profile import MOST_FOR_OTHERS
+from launchpad.tune.profile import MOST_FOR_OTHERS, is_another_machine
 
 if TYPE_CHECKING:
     from launchpad.tune.tuning import Judged, Measured, Tuning
 
 REPORT = "report.md"
 MEASUREMENTS = "measurements.json"
-ANOTHER_MACHINE = 1.3
-"""How many times more or less than expected, in the median, a capacity is no fault of the simulator's, which is right
-within 10 %; it is not so right of percentiles."""
 
 
 def write(done: Tuning, folder: Path) -> None:
@@ -66,7 +63,7 @@ def doubts(done: Tuning) -> list[str]:
         found.append(f"others took {others:.0%} of the cores while the profile was measured")
     expected = [(judged.value, _expected(done, judged.chosen)) for judged in done.judged]
     typical = statistics.median([value / its for value, its in expected if its > 0] or [1.0])
-    if done.goal.kind == "rate" and not 1 / ANOTHER_MACHINE < typical < ANOTHER_MACHINE:
+    if done.goal.kind == "rate" and is_another_machine(typical):  # the simulator is not so right of percentiles
         found.append(
             f"what was measured is {typical:.2f} times what was expected, in the median: the machine was faster or "
             "slower than while it was profiled; the choice rests on what was measured, `invoke profile` looks anew"

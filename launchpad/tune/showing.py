@@ -85,6 +85,8 @@ def show_explanation(context: Context, model: str | None, parameters: str) -> No
         found = profile.load(context.layout, name)
         chosen = parse(parameters, tuning.request_threads(context)[0]) if parameters else None
         explain(context, found, chosen or tuning.declared_configuration(context, name))
+        kept = context.layout.relative(context.layout.service_profile(name))
+        console.say(f"  costs of {found.measured[:10]} ({kept}); `invoke tune` tries whether they still hold")
         for doubt in [*profile.doubts(found, context.layout), *tuned.doubts(context.declaration)]:
             console.say(f"  ! {doubt}", "yellow")
 

@@ -178,7 +178,7 @@ def measure_profile(context: Context, model: str) -> profile.Profile:
 
 
 def usable_profile(context: Context, model: str) -> profile.Profile:
-    """Return the kept profile of a model if it speaks for it here, else a new one."""
+    """Return the kept profile of a model if it speaks for it here and now, else a new one."""
     try:
         kept = profile.load(context.layout, model)
     except EnvironmentFault:
@@ -186,7 +186,23 @@ def usable_profile(context: Context, model: str) -> profile.Profile:
     backend = choose(context).backend.name
     threads, _ = profiling.operation_threads(context.declaration.pipeline.serving.flags, backend)
     fits = (kept.traffic, kept.backend, kept.operation_threads) == (line_of(context, model), backend, threads)
-    return kept if fits and not profile.doubts(kept, context.layout) else measure_profile(context, model)
+    if fits and not profile.doubts(kept, context.layout) and _holds(context, kept):
+        return kept
+    return measure_profile(context, model)
+
+
+def _holds(context: Context, kept: profile.Profile) -> bool:
+    """Try a kept profile by the first thing that it measured under load: no description of a machine says how fast its
+    host is today, nor what has become of the server's program."""
+    model, then_rps = kept.traffic.model, kept.full.rate_rps
+    bench = Bench(context.declaration, workplace(context.layout, model) / "bench", [kept.traffic])
+    with console.progress(f"tries the kept profile of {kept.traffic.line}"):
+        now_rps = profiling.highest_rate(bench, kept.traffic, then_rps).rate_rps
+    if profile.is_another_machine(now_rps / then_rps):
+        what = f"{then_rps:,.0f} requests/s without batching then, {now_rps:,.0f} now"
+        console.say(f"  the profile of {kept.measured[:10]} no longer holds ({what}): it is measured anew", "yellow")
+        return False
+    return True
 
 
 def declared_configuration(context: Context, model: str) -> Configuration:

@@ -253,6 +253,16 @@ def test_a_machine_that_is_another_than_while_it_was_profiled_is_told(kind, slow
     assert not told or f"{1 / slower:.2f} times what was expected" in doubts[0]
 
 
+@pytest.mark.parametrize(("now_rps", "holds"), [(5000.0, True), (4000.0, True), (1800.0, False), (14000.0, False)])
+def test_a_kept_profile_holds_as_long_as_the_machine_does_what_it_did(tmp_path, monkeypatch, capsys, now_rps, holds):
+    kept = a_profile(full=use(rate_rps=5000.0))
+    monkeypatch.setattr(tuning, "Bench", lambda *_: None)
+    monkeypatch.setattr(profiling, "highest_rate", lambda *_: use(rate_rps=now_rps))
+    context = SimpleNamespace(declaration=None, layout=Layout(tmp_path))
+    assert tuning._holds(context, kept) == holds
+    assert holds == ("no longer holds (5,000 requests/s without batching then" not in capsys.readouterr().out)
+
+
 # --- profile --------------------------------------------------------------------------------------------------
 
 

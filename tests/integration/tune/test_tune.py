@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 import yaml
 
 from launchpad import machine, tuned
+from launchpad.tune import profile, profiling
 from launchpad.tune.profile import SIZES
 from tests.integration.conftest import Checkout
 
 MODEL = "digits-mlp"
 TUNE = f"tune: {{goal: latency, rate_rps: 200, models: [{MODEL}], candidates: 1, time_limit_s: 300}}\n\nautotune:"
+FASTER_RPS = 90_000.0
+"""Of the host that the kept profile is of."""
 
 
 def use(**values: float) -> dict[str, float]:
@@ -27,7 +31,7 @@ def use(**values: float) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def profiled(shared_checkout: Checkout) -> Checkout:
-    """A checkout with the dense net's profile, made up, and a goal that takes little measuring."""
+    """A checkout with the dense net's profile, made up, of a faster host, and a goal that takes little measuring."""
     layout = shared_checkout.layout
     document: dict[str, Any] = {
         "traffic": {"model": MODEL, "signature": "serving_default", "weight": 2},
@@ -39,7 +43,7 @@ def profiled(shared_checkout: Checkout) -> Checkout:
         "row_s": 4e-6,
         "residuals": [0.9, 1.1],
         "together": {"2": 1.1},
-        "full": use(),
+        "full": use(rate_rps=FASTER_RPS),
         "large": use(run_s=6e-5),
         "batched": use(server_s=8e-5, batch=12.0),
         "deep": use(server_s=8e-5, batch=12.0),
@@ -51,6 +55,7 @@ def profiled(shared_checkout: Checkout) -> Checkout:
         "measured": "2026-01-01T00:00:00+00:00",
         "wake_s": 1e-4,
         "client_wake_s": 5e-5,
+        "operation_threads": profiling.operation_threads({}, "embedded")[0],
     }
     path = layout.service_profile(MODEL)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,15 +68,25 @@ def progress(checkout: Checkout) -> Path:
     return checkout.root / ".launchpad" / "tune" / MODEL / "progress.json"
 
 
-def test_a_latency_that_nothing_can_hold_is_refused_with_what_comes_nearest(profiled):
+@pytest.fixture(scope="module")
+def asked_too_much(profiled) -> subprocess.CompletedProcess[str]:
+    """A `tune` with a goal that nothing can reach."""
     before = profiled.root.joinpath("pipeline.yaml").read_text()
     profiled.edit(("goal: latency", "goal: rate, p99_ms: 0.01"))
     done = profiled.invoke("tune")
     profiled.root.joinpath("pipeline.yaml").write_text(before)
+    return done
 
-    assert done.returncode == 1
-    assert "no configuration is expected to hold p99 of 0.01 ms" in done.stdout
-    assert "the nearest is" in done.stdout and "nothing was measured" in done.stdout
+
+def test_a_kept_profile_that_no_longer_holds_is_measured_anew(profiled, asked_too_much):
+    assert f"the profile of 2026-01-01 no longer holds ({FASTER_RPS:,.0f} requests/s" in asked_too_much.stdout
+    assert profile.load(profiled.layout, MODEL).full.rate_rps < FASTER_RPS / 2
+
+
+def test_a_latency_that_nothing_can_hold_is_refused_with_what_comes_nearest(asked_too_much):
+    assert asked_too_much.returncode == 1
+    assert "no configuration is expected to hold p99 of 0.01 ms" in asked_too_much.stdout
+    assert "the nearest is" in asked_too_much.stdout and "nothing was measured" in asked_too_much.stdout
 
 
 def test_a_configuration_is_explained_without_a_server(profiled):
