@@ -222,6 +222,7 @@ def run(
     poll_s: float,
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
+    rouse_s: float,  # s that pass for either then, besides, without a processor
     turn_s: float,  # s that an event loop's turn takes besides
     first_s: float,  # s that the first batch takes besides that an event loop's turn runs
     next_s: float,  # s that each further one of the turn takes besides
@@ -287,7 +288,7 @@ def run(
     timer = np.inf
 
     now, work_clock, paced, first_pace = 0.0, 0.0, 0, np.random.randint(paces.shape[0])
-    batch_busy, work_done, client_total = 0.0, 0.0, 0.0
+    batch_busy, work_done, client_total, roused, client_roused = 0.0, 0.0, 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
     fresh = True  # nothing has been read yet in this turn of the event loop
@@ -494,7 +495,8 @@ def run(
                     if kind == ANSWERS:
                         front_end[f] += task_s[k, batches[held_now, ROWS]]
                     if now > front_idle[f]:
-                        front_end[f] += wake_s[0]
+                        front_end[f] += wake_s[0] + rouse_s
+                        roused += rouse_s
                     if kind == READ and arrived - finished > crowd:
                         front_end[f] += crowd_s
                     if loop and fresh and kind == READ:
@@ -593,7 +595,8 @@ def run(
             client_busy = True
             client_end = work_clock + client_s[client_item & 1]
             if now > client_idle:
-                client_end += wake_s[1]
+                client_end += wake_s[1] + rouse_s
+                client_roused += rouse_s
 
     totals[0], totals[1], totals[4] = made, batch_busy, now
-    totals[2], totals[3] = work_done, client_total
+    totals[2], totals[3] = work_done - roused, client_total - client_roused

@@ -100,7 +100,7 @@ class Profile:
     of them; 1 on average.
     operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
     the declaration says how many.
-    wake_s, turn_s, client_wake_s, path_s: found by simulating `middle` and `high`, so that processor time and median
+    wake_s, turn_s, client_wake_s, rouse_s: found by simulating `middle` and `high`, so that processor time and median
     latency are theirs. thread_s: by simulating `deep`, so that as many are answered.
     """
 
@@ -130,7 +130,7 @@ class Profile:
     wake_s: float = 0.0
     turn_s: float = 0.0
     client_wake_s: float = 0.0
-    path_s: float = 0.0
+    rouse_s: float = 0.0
     few: Use | None = None
     thread_s: float = 0.0
 
@@ -295,7 +295,7 @@ class Profile:
             crowd=CROWD,
             crowd_s=self.crowd_s,
             client_wake_s=self.client_wake_s if with_generator else 0.0,
-            path_s=self.path_s if with_generator else 0.0,
+            rouse_s=self.rouse_s if with_generator else 0.0,
             paces=np.asarray(self.paces),
             pace_s=self.pace_s,
         )
@@ -328,7 +328,7 @@ def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
             wake_s=max(0.0, profile.wake_s + 0.7 * idle_s),
             turn_s=max(0.0, profile.turn_s + 0.7 * turn_s) if loop else 0.0,
             client_wake_s=max(0.0, profile.client_wake_s + 0.5 * generator_s),
-            path_s=max(0.0, profile.path_s + 0.7 * waited_s),
+            rouse_s=max(0.0, profile.rouse_s + 0.25 * waited_s),  # up to three times in a request's latency
         )
     if not loop or profile._runs_inline(profile.deep):
         return profile

@@ -82,13 +82,13 @@ class Host:
     send_s, receive_s: a load generator's own work on a request, on the same cores; latency counts from when the request
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
+    rouse_s: what passes then, besides, before either begins, without a processor: until an idle core is awake.
     turn_s: what an event loop's turn takes in which requests are read, shared by all that are.
     first_s: what the first batch takes besides that an event loop's turn runs: reading has left the caches cold to it.
     next_s: what each further one of the turn takes besides.
     thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
     crowd, crowd_s: while more requests than the one are in flight, each that is read takes the other besides: so many
     connections do not stay in the caches.
-    path_s: what every answered request takes besides, without a processor.
     paces, pace_s: how fast the machine computes, 1 on average, for so many s each: one after the other and round again,
     from one that the seed says.
     """
@@ -105,13 +105,13 @@ class Host:
     receive_s: float = 0.0
     wake_s: float = 0.0
     client_wake_s: float = 0.0
+    rouse_s: float = 0.0
     turn_s: float = 0.0
     first_s: float = 0.0
     next_s: float = 0.0
     thread_s: float = 0.0
     crowd: int = 0
     crowd_s: float = 0.0
-    path_s: float = 0.0
     paces: np.ndarray = field(default_factory=lambda: np.ones(1))
     pace_s: float = np.inf
 
@@ -247,6 +247,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         poll_s=float(host.poll_s),
         client_s=np.array([host.send_s, host.receive_s]),
         wake_s=np.array([host.wake_s, host.client_wake_s]),
+        rouse_s=float(host.rouse_s),
         turn_s=float(host.turn_s),
         first_s=float(host.first_s),
         next_s=float(host.next_s),
@@ -264,7 +265,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
     )
     made, length_s = int(totals[0]), max(totals[4], 1e-12)
     return Result(
-        latency_s=latency + host.path_s,
+        latency_s=latency,
         queued_s=queued,
         batch_rows=rows[:made],
         batch_begun_s=begun[:made],

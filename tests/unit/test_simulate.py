@@ -243,6 +243,16 @@ def test_a_load_generator_takes_its_time_and_its_share_of_the_processor():
     assert run(ONE_BY_ONE, [0], host=Host(cores=1, send_s=0.5)).generator_use == pytest.approx(1 / 3)
 
 
+def test_who_had_nothing_to_do_begins_later_and_uses_no_processor_meanwhile():
+    """The generator is roused to send and to receive, the front worker to read and to answer."""
+    host = Host(cores=2, send_s=0.5, receive_s=0.25, rouse_s=0.1)
+    once = run(ONE_BY_ONE, [1.0], host=host)
+    assert once.latency_s == pytest.approx([0.5 + 1.0 + 0.25 + 4 * 0.1])
+    length_s = 1.0 + once.latency_s[0]
+    assert once.processor_use * 2 * length_s == pytest.approx(1.0)
+    assert once.generator_use * length_s == pytest.approx(0.75)
+
+
 def test_a_timeout_is_noticed_when_an_idle_thread_looks_again():
     """TensorFlow's batch threads look once a millisecond; a batch whose time has come waits for the next look."""
     waits = BatchQueue(max_batch_size=4, batch_timeout_micros=2000)
