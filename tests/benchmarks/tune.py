@@ -12,8 +12,8 @@ measured for one part does not count for the other, since hours differ. Of the c
 profile.
 
 `predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
-simulator is compared with what it describes. Half of the predicted capacity is also put on each configuration, three
-times, to compare p50 and p99. Nearer to the capacity the p99 of a run is made by the worst stall of the machine that it
+simulator is compared with what it describes. First, since they change the soonest, p50 and p99 are compared: half of the
+predicted capacity is put on each configuration, three times. Nearer to the capacity the p99 of a run is made by the worst stall of the machine that it
 meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
@@ -249,8 +249,8 @@ def run(models: list[str], part: str, end: float) -> None:
                 return
             if part == "predicted":
                 found = profiled(model)
-                row = {"profile": found, **measure_capacity(model, chosen, profile_of(found))}
-                row |= measure_p99(model, chosen, profile_of(found))
+                row = {"profile": found, **measure_p99(model, chosen, profile_of(found))}
+                row |= measure_capacity(model, chosen, profile_of(found))
             else:
                 its["profile"] = its["profile"] or profiled(model)
                 row = measure_capacity(model, chosen, profile_of(its["profile"]))
