@@ -12,9 +12,9 @@ measured for one part does not count for the other, since hours differ. Of the c
 profile.
 
 `predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
-simulator is compared with what it describes. First, since they change the soonest, p50 and p99 are compared: half of the
-predicted capacity is put on each configuration, three times. Nearer to the capacity the p99 of a run is made by the worst stall of the machine that it
-meets; that of the median second is compared as well.
+simulator is compared with what it describes. First, since they change the soonest, p50 and p99 are compared, three
+times, at half of the predicted capacity. Nearer to the capacity the p99 of a run is made by the worst stall of the
+machine that it meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
