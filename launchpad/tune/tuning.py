@@ -36,6 +36,8 @@ AGAIN = 2
 """How many of the best are measured a second time, in the opposite order."""
 SAME = 0.02
 """Values that differ by less are the same: the plainer configuration is taken."""
+FRESH = datetime.timedelta(minutes=10)
+"""A profile that was measured so lately is used untried."""
 RATE_S = 6.0
 """Length of a measurement at a given rate."""
 
@@ -186,9 +188,14 @@ def usable_profile(context: Context, model: str) -> profile.Profile:
     backend = choose(context).backend.name
     threads, _ = profiling.operation_threads(context.declaration.pipeline.serving.flags, backend)
     fits = (kept.traffic, kept.backend, kept.operation_threads) == (line_of(context, model), backend, threads)
-    if fits and not profile.doubts(kept, context.layout) and _holds(context, kept):
+    if fits and not profile.doubts(kept, context.layout) and (_is_fresh(kept) or _holds(context, kept)):
         return kept
     return measure_profile(context, model)
+
+
+def _is_fresh(kept: profile.Profile) -> bool:
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(kept.measured)
+    return datetime.timedelta(0) <= age < FRESH
 
 
 def _holds(context: Context, kept: profile.Profile) -> bool:

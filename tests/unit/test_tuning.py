@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 from types import SimpleNamespace
@@ -261,6 +262,12 @@ def test_a_kept_profile_holds_as_long_as_the_machine_does_what_it_did(tmp_path, 
     context = SimpleNamespace(declaration=None, layout=Layout(tmp_path))
     assert tuning._holds(context, kept) == holds
     assert holds == ("no longer holds (5,000 requests/s without batching then" not in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("minutes", "fresh"), [(0, True), (9, True), (11, False), (60 * 24 * 30, False), (-5, False)])
+def test_a_profile_of_a_few_minutes_ago_need_not_be_tried(minutes, fresh):
+    measured = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=minutes)
+    assert tuning._is_fresh(a_profile(measured=measured.isoformat(timespec="seconds"))) == fresh
 
 
 # --- profile --------------------------------------------------------------------------------------------------
