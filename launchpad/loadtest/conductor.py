@@ -46,7 +46,7 @@ class Conductor:
     """
 
     def __init__(
-        self, environment: Environment, recorder: Recorder, keep: Callable[[dict[str, Any]], None], feeds: bool = True
+        self, environment: Environment, recorder: Recorder, keep: Callable[[dict[str, Any]], None], feeds: bool
     ) -> None:
         self.recorder = recorder
         self._feeds = feeds
