@@ -97,7 +97,7 @@ class Profile:
     high: at HIGH of it.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
     paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy, on the slowest
-    of them; 1 on average.
+    of them; 1 on average. speeds: pieces of that work in a pace_s of each core at a pace of 1.
     operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
     the declaration says how many.
     wake_s, turn_s, client_wake_s, rouse_s: found by simulating `middle` and `high`, so that processor time and median
@@ -125,6 +125,7 @@ class Profile:
     measured: str
     paces: tuple[float, ...] = (1.0,)
     pace_s: float = pace.SLICE_S
+    speeds: tuple[float, ...] = ()
     operation_threads: int = 0
     otherwise: Otherwise | None = None
     wake_s: float = 0.0

@@ -61,6 +61,9 @@ MIDDLE = 0.4
 """Of the highest rate: where little queues, and yet much comes while something else is under way."""
 HIGH = 0.75
 """Of the highest rate: where the server is seldom idle, and reads few requests at a time."""
+PACE_S = 1.0
+"""How long the machine's pace is watched after each part: it changes within seconds, so what is measured in the same
+minute has to tell."""
 QUANTILES = 200
 SAMPLES = 8
 """Parts that the window of a load is looked at in."""
@@ -102,7 +105,11 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         load = OpenLoop(loop="open", rate_rps=round(rate_rps, 1), duration_s=window.load_s, traffic=(line,))
         return use(bench, server, load, window)
 
+    def watch() -> None:
+        counts.append(pace.measure(cores, PACE_S))
+
     inputs = examples.inputs[line.signature]
+    counts: list[pace.Counts] = []
     cores = int(machine.describe()["cores"])
     advance("a server without batching")
     bench.declare({}, 1)
@@ -113,20 +120,24 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         advance("batches at once")
         medians = [float(np.median(runs[size])) for size in SIZES]
         together = _together(server, line, inputs, cores, medians[-1])
+        watch()
         advance("the highest rate")
         of_one, of_large = (float(np.interp(rows, SIZES, medians)) for rows in (line.batch, LARGE))
         full = asked(cores / of_one, USERS)
         large = asked(cores / of_large, USERS, LARGE)
+        watch()
         advance("a middle and a high rate")
         middle, high = (sent(rate, rate) for rate in (MIDDLE * full.rate_rps, HIGH * full.rate_rps))
         again = asked(full.rate_rps, USERS)
         full = min(full, again, key=lambda one: one.server_s)  # neighbours only ever add to it
+        watch()
         advance("the highest rate with batching")
         bench.declare({line.model: deep_queue(line)}, cores)
         server = bench.launch()
         batched = asked(full.rate_rps, USERS)
         deep = sent(OVERLOAD * batched.rate_rps, batched.rate_rps)
         few = asked(full.rate_rps, FEW_USERS) if server.backend == "embedded" else None
+        watch()
         threads, other = operation_threads(bench.flags, server.backend)
         otherwise = None
         if other:
@@ -137,8 +148,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
             otherwise = Otherwise(other, tuple(then), _together(server, line, inputs, cores, then[-1]))
     finally:
         bench.stop()
-    advance("the machine's pace")
-    paces = pace.measure(cores)
+    watch()
+    usual = pace.speeds(pace.joined(counts))
     row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
     profile = Profile(
         traffic=line,
@@ -160,8 +171,9 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         model_digest=digest,
         machine=machine.describe(),
         seconds=round(time.monotonic() - began, 1),
-        paces=paces,
+        paces=pace.paces(pace.joined(counts), usual),
         pace_s=pace.SLICE_S,
+        speeds=usual,
         operation_threads=threads,
         otherwise=otherwise,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

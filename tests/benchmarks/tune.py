@@ -1,6 +1,7 @@
 """Whether the simulator predicts what is measured, and whether tuning finds what an exhaustive grid finds.
 
-    python -m tests.benchmarks.tune predicted              # 14 configurations, about half an hour a model
+    python -m tests.benchmarks.tune predicted              # capacity of 14 configurations, half an hour a model
+    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, half an hour a model
     python -m tests.benchmarks.tune grid                   # 45 configurations, about half an hour a model
     python -m tests.benchmarks.tune finalists              # the best of the grid again, in turn, five minutes a model
     python -m tests.benchmarks.tune report                 # what has been measured so far; measures nothing
@@ -11,10 +12,13 @@ on where the last one ended, and `--seconds` ends it after a while, so that an h
 measured for one part does not count for the other, since hours differ. Of the configurations only `off` takes part in a
 profile.
 
-`predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
-simulator is compared with what it describes. First, since they change the soonest, p50 and p99 are compared, three
-times, at half of the predicted capacity. Nearer to the capacity the p99 of a run is made by the worst stall of the
-machine that it meets; that of the median second is compared as well.
+`predicted` and `percentiles` profile the model anew before each configuration, since the machine is another after some
+minutes: the simulator is compared with what it describes.
+`percentiles` loads each configuration three times with half of the predicted capacity. Before, between and after the
+loads the machine's pace is watched, and the simulated server runs at that pace, relative to the one of the profile: how
+much neighbours take in some seconds nobody can predict, and what is to be compared is what becomes of it. Nearer to the
+capacity the p99 of a run is made by the worst stall of the machine that it meets; that of the median second is compared
+as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
@@ -32,6 +36,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +51,7 @@ from launchpad.loadtest import summary
 from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
 from launchpad.spec import BatchQueue, OpenLoop, Traffic
-from launchpad.tune import predict, profile, profiling, tuning
+from launchpad.tune import pace, predict, profile, profiling, tuning
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Goal, Limits, Model
 from launchpad.tune.simulate import Result
@@ -60,6 +65,8 @@ SHARE = 0.5
 RATE_S = 8.0
 REPEATS = 3
 """How often percentiles are measured."""
+WATCH_S = 2.0
+"""How long the machine's pace is watched before and after each load."""
 RUNS = 9
 """How often they are simulated, each with a stretch of its own of the machine's pace."""
 BOUND = 64
@@ -110,7 +117,7 @@ GRID = (
     batched(64, 500, 8),
 )
 
-PARTS = {"predicted": PREDICTED, "grid": GRID}
+PARTS = {"predicted": PREDICTED, "percentiles": PREDICTED, "grid": GRID}
 FINALISTS = "finalists"
 
 Kept = dict[str, Any]
@@ -123,7 +130,9 @@ def kept() -> Kept:
 
 
 def of(document: Kept, model: str) -> Kept:
-    return document["models"].setdefault(model, {"profile": None, "predicted": [], "grid": [], FINALISTS: []})
+    return document["models"].setdefault(
+        model, {"profile": None, "predicted": [], "percentiles": [], "grid": [], FINALISTS: []}
+    )
 
 
 def configuration(row: Kept) -> Configuration:
@@ -171,24 +180,25 @@ def measure_capacity(model: str, chosen: Configuration, found: profile.Profile) 
         capacity = place.results("capacity.json")[-1]
         others = neighbours.share()
     return {
-        "configuration": CONFIGURATION.dump_python(chosen, mode="json"),
-        "title": chosen.title,
         "others": others,
         "capacity_rps": capacity["interval_rps"],
         "limited": capacity["limited"],
         "seconds": round(time.monotonic() - began, 1),
-        "at": time.strftime("%Y-%m-%d %H:%M"),
+        **naming(chosen),
     }
 
 
-def measure_p99(model: str, chosen: Configuration, found: profile.Profile) -> Kept:
-    """Measure a configuration's percentiles at SHARE of the predicted capacity, REPEATS times."""
+def measure_percentiles(model: str, chosen: Configuration, found: profile.Profile) -> Kept:
+    """Measure percentiles at SHARE of the predicted capacity, REPEATS times, and the machine's pace meanwhile."""
     rate = round(SHARE * guessed(found, chosen), 1)
     line = Traffic(model=model)
     load = OpenLoop(loop="open", rate_rps=rate, duration_s=RATE_S, traffic=(line,))
     with serving(model, chosen) as (place, server):
         neighbours = Neighbours(server.pid)
-        runs = [place.put(load, server, Ending()) for _ in range(REPEATS)]
+        runs, counts = [], [watched()]
+        for _ in range(REPEATS):
+            runs.append(place.put(load, server, Ending()))
+            counts.append(watched())
         others = neighbours.share()
     totals = [summary.of_folder(run, {line.line: model}, RATE_S)["totals"] for run in runs]
     return {
@@ -196,8 +206,22 @@ def measure_p99(model: str, chosen: Configuration, found: profile.Profile) -> Ke
         "p99_ms": [one["p99_ms"] for one in totals],
         "p50_ms": [one["p50_ms"] for one in totals],
         "second_p99_ms": [float(row["p99_ms"]) for run in runs for row in runfolder.read_history(run) if row["p99_ms"]],
-        "p99_others": others,
+        "paces": pace.paces(pace.joined(counts), found.speeds),
+        "others": others,
+        **naming(chosen),
     }
+
+
+def naming(chosen: Configuration) -> Kept:
+    return {
+        "configuration": CONFIGURATION.dump_python(chosen, mode="json"),
+        "title": chosen.title,
+        "at": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def watched() -> pace.Counts:
+    return pace.measure(int(machine.describe()["cores"]), WATCH_S)
 
 
 def guessed(found: profile.Profile, chosen: Configuration) -> float:
@@ -247,15 +271,15 @@ def run(models: list[str], part: str, end: float) -> None:
             if time.monotonic() > end:
                 print("time is over; run it again to go on")
                 return
-            if part == "predicted":
-                found = profiled(model)
-                row = {"profile": found, **measure_p99(model, chosen, profile_of(found))}
-                row |= measure_capacity(model, chosen, profile_of(found))
-            else:
+            measure = measure_percentiles if part == "percentiles" else measure_capacity
+            if part == "grid":
                 its["profile"] = its["profile"] or profiled(model)
-                row = measure_capacity(model, chosen, profile_of(its["profile"]))
+                row = measure(model, chosen, profile_of(its["profile"]))
+            else:
+                found = profiled(model)
+                row = {"profile": found, **measure(model, chosen, profile_of(found))}
             rows.append(row)
-            print(model, row["title"], row["capacity_rps"], row.get("p99_ms", ""), flush=True)
+            print(model, row["title"], row.get("capacity_rps") or row["p99_ms"], flush=True)
             save(document)
 
 
@@ -305,28 +329,59 @@ def show(models: list[str]) -> None:
     for model in models:
         part = of(document, model)
         if part["predicted"]:
-            show_predictions(model, part)
+            show_capacities(model, part["predicted"])
+        if part["percentiles"]:
+            show_percentiles(model, part["percentiles"])
         if part["grid"]:
             show_grid(model, part)
 
 
-def with_predictions(part: Kept) -> list[Kept]:
-    """Return what was measured, beside what each one's profile and the simulator as it is now predict."""
-    rows = []
-    for row in part["predicted"]:
-        simulated, chosen = Model.of(profile_of(row["profile"])), configuration(row)
-        requests = int(row["rate_rps"] * RATE_S)
-        results = [simulated.at(chosen, row["rate_rps"], requests, seed=seed) for seed in range(RUNS)]
-        rows.append(
-            row
-            | {
-                "predicted_rps": predict.expected(simulated, chosen, GOAL).value,
-                "predicted_p50_ms": typical([result.percentile_ms(50) for result in results]),
-                "predicted_p99_ms": sorted(result.percentile_ms(99) for result in results),
-                "predicted_second_p99_ms": typical([p99 for result in results for p99 in by_second(result)]),
-            }
+def show_capacities(model: str, rows: list[Kept]) -> None:
+    """Print capacities beside what each one's profile and the simulator as it is now predict."""
+    head(model, "capacity, predicted beside measured", rows, ("predicted", "measured", "off by"))
+    ratios = []
+    for row in rows:
+        predicted = predict.expected(Model.of(profile_of(row["profile"])), configuration(row), GOAL).value
+        measured, (low, high) = middle(row), row["capacity_rps"]
+        ratio = predicted / measured if measured else math.nan
+        print(
+            f"| {row['title']}{mark(row)} | {predicted:,.0f} | {low or 0:,.0f} to {high or 0:,.0f} | {ratio - 1:+.0%} |"
         )
-    return rows
+        if not mark(row) and measured:
+            ratios.append(ratio)
+    print(f"\ncapacity within 10 %: {within(ratios, 0.1)}")
+
+
+def show_percentiles(model: str, rows: list[Kept]) -> None:
+    """Print percentiles beside what each one's profile and the simulator predict at the pace of the time."""
+    columns = ("at rate", "p50, predicted", "measured", "p99 of the median second, predicted", "measured")
+    head(model, "percentiles, predicted beside measured", rows, (*columns, "p99, predicted", "measured"))
+    names = {"p50_ms": "p50", "second_p99_ms": "p99 of the median second", "p99_ms": "p99"}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for row in rows:
+        predicted = predicted_percentiles(row)
+        cells = [f"{typical(values[name]):.2f} ms" for name in names for values in (predicted, row)]
+        cells[-1] += f" ({min(row['p99_ms']):.1f} to {max(row['p99_ms']):.1f})"
+        print(f"| {row['title']}{mark(row)} | {row['rate_rps']:,.0f} |", " | ".join(cells), "|")
+        for name in names if not mark(row) else ():
+            ratios[name].append(typical(predicted[name]) / typical(row[name]))
+    print()
+    for name, what in names.items():
+        print(f"{what} within 15 %: {within(ratios[name], 0.15)}; predicted over measured {typical(ratios[name]):.2f}")
+    again = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in rows]
+    print(f"measured again, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
+
+
+def predicted_percentiles(row: Kept) -> dict[str, list[float]]:
+    found = profile_of(row["profile"])
+    simulated, chosen = Model.of(replace(found, paces=tuple(row["paces"]))), configuration(row)
+    requests = int(row["rate_rps"] * RATE_S)
+    results = [simulated.at(chosen, row["rate_rps"], requests, seed=seed) for seed in range(RUNS)]
+    return {
+        "p50_ms": [result.percentile_ms(50) for result in results],
+        "second_p99_ms": [p99 for result in results for p99 in by_second(result)],
+        "p99_ms": [result.percentile_ms(99) for result in results],
+    }
 
 
 def by_second(result: Result) -> list[float]:
@@ -335,33 +390,20 @@ def by_second(result: Result) -> list[float]:
     return [float(np.nanpercentile(part, 99)) for part in parts]
 
 
-def show_predictions(model: str, part: Kept) -> None:
-    measured = with_predictions(part)
-    print(f"\n### {model}: predicted beside measured\n")
-    print("profiled and measured on", machines([row["profile"] for row in measured]), "\n")
-    columns = ("capacity, predicted", "measured", "off by", "at rate", "p50, predicted", "measured")
-    columns += ("p99 of the median second, predicted", "measured", "p99, predicted", "measured")
+def head(model: str, what: str, rows: list[Kept], columns: tuple[str, ...]) -> None:
+    print(f"\n### {model}: {what}\n")
+    print(f"profiled and measured on {machines([row['profile'] for row in rows])}; not counted: ! the generator was in")
+    print("the way; ~ others took more than a tenth of the cores\n")
     print("| configuration |", " | ".join(columns), "|")
     print("| --- |" + " ---: |" * len(columns))
-    for row in measured:
-        expected, value = row["predicted_rps"], middle(row)
-        off = f"{expected / value - 1:+.0%}" if value else ""
-        low, high = row["capacity_rps"]
-        mark = (" !" if row["limited"] else "") + (" ~" if disturbed(row) else "")
-        print(f"| {row['title']} | {expected:,.0f} | {low or 0:,.0f} to {high or 0:,.0f}{mark} | {off} ", end="")
-        print(f"| {row['rate_rps']:,.0f} | {row['predicted_p50_ms']:.2f} ms | {typical(row['p50_ms']):.2f} ms ", end="")
-        print(f"| {row['predicted_second_p99_ms']:.1f} ms | {typical(row['second_p99_ms']):.1f} ms ", end="")
-        print(f"| {spread(row['predicted_p99_ms'])} | {spread(row['p99_ms'])} |")
-    fair = [row for row in measured if not disturbed(row) and not row["limited"]]
-    errors = [abs(row["predicted_rps"] / middle(row) - 1) for row in fair if middle(row)]
-    print(f"\ncapacity within 10 %: {sum(error <= 0.1 for error in errors)} of {len(errors)}")
-    for name, what in (("p50_ms", "p50"), ("second_p99_ms", "p99 of the median second"), ("p99_ms", "p99")):
-        ratios = [middle_of(row[f"predicted_{name}"]) / middle_of(row[name]) for row in fair]
-        within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
-        print(f"{what} within 15 %: {within} of {len(fair)}; predicted over measured {typical(ratios):.2f} (median)")
-    again = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in fair]
-    print(f"measured again, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
-    print("not counted: ! the generator was in the way; ~ others took more than a tenth of the cores")
+
+
+def mark(row: Kept) -> str:
+    return (" !" if row.get("limited") else "") + (" ~" if disturbed(row) else "")
+
+
+def within(ratios: list[float], share: float) -> str:
+    return f"{sum(abs(ratio - 1) <= share for ratio in ratios)} of {len(ratios)}"
 
 
 def machines(profiles: list[Kept]) -> str:
@@ -374,16 +416,8 @@ def typical(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def middle_of(values: float | list[float]) -> float:
-    return typical(values) if isinstance(values, list) else values
-
-
-def spread(values: list[float]) -> str:
-    return f"{typical(values):.1f} ms ({min(values):.1f} to {max(values):.1f})"
-
-
 def disturbed(row: Kept) -> bool:
-    return max(row["others"], row.get("p99_others", 0.0)) > MOST_FOR_OTHERS
+    return bool(row["others"] > MOST_FOR_OTHERS)
 
 
 def show_grid(model: str, part: Kept) -> None:

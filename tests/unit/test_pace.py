@@ -26,16 +26,37 @@ def test_slices_begin_when_all_processes_have_started():
     assert sum(slices) > 10
 
 
-def test_the_slowest_core_of_a_slice_is_the_machines_pace(monkeypatch):
-    counts = {"0": [10, 10, 10, 2], "1": [20, 5, 20, 19]}
-    script = f"import json, sys; print(json.dumps({json.dumps(counts)}[sys.argv[1]]))"
+COUNTS = [[10.0, 10.0, 10.0, 2.0], [20.0, 5.0, 20.0, 19.0]]
+"""Of two cores, the one twice as fast as the other: in the second slice it is held up, in the last the first is."""
+
+
+def test_all_cores_are_watched_at_once(monkeypatch):
+    script = f"import json, sys; print(json.dumps({json.dumps(COUNTS)}[int(sys.argv[1])]))"
+    begins = set()
 
     def popen(command, **options):
-        core = command[4]
+        seconds, core, begin = command[3:]
+        assert float(seconds) == 0.5
+        begins.add(begin)
         return real([sys.executable, "-c", script, core], **options)
 
     real = pace.subprocess.Popen
     monkeypatch.setattr(pace.subprocess, "Popen", popen)
+    assert pace.measure(2, 0.5) == COUNTS
+    assert len(begins) == 1
+
+
+def test_the_slowest_core_of_a_slice_is_the_machines_pace():
+    usual = pace.speeds(COUNTS)
     slowest = [min(10 / 8, 20 / 16), 5 / 16, min(10 / 8, 20 / 16), 2 / 8]
     mean = sum(slowest) / 4
-    assert pace.measure(2) == pytest.approx([value / mean for value in slowest], abs=0.006)
+    assert pace.paces(COUNTS, usual) == pytest.approx([value / mean for value in slowest], abs=0.006)
+
+
+def test_the_pace_of_another_time_is_told_by_what_was_usual():
+    usual = pace.speeds([[10.0, 10.0], [20.0, 20.0]])
+    assert pace.paces([[5.0, 10.0, 0.0], [20.0, 8.0, 20.0]], usual) == (0.5, 0.4, pace.LEAST)
+
+
+def test_stretches_are_joined_core_by_core():
+    assert pace.joined([[[1.0], [2.0]], [[3.0, 4.0], [5.0, 6.0]]]) == [[1.0, 3.0, 4.0], [2.0, 5.0, 6.0]]
