@@ -14,9 +14,9 @@ import datetime
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ from launchpad.tune.profile import (
     deep_queue,
 )
 
-SIZE_TIME_S = 0.25
+SIZE_TIME_S = 0.2
 FEWEST_CALLS = 12
 FEWEST_SLOW_CALLS = 3
 """Of runs so long that FEWEST_CALLS of them last many times SIZE_TIME_S."""
@@ -62,8 +62,7 @@ MIDDLE = 0.4
 HIGH = 0.75
 """Of the highest rate: where the server is seldom idle, and reads few requests at a time."""
 PACE_S = 1.0
-"""How long the machine's pace is watched after each part: it changes within seconds, so what is measured in the same
-minute has to tell."""
+"""How long the machine's pace is watched between loads, three times: it changes within seconds."""
 QUANTILES = 200
 SAMPLES = 8
 """Parts that the window of a load is looked at in."""
@@ -119,8 +118,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         runs = {size: _runs(server, line, _rows(inputs, size)) for size in SIZES}
         advance("batches at once")
         medians = [float(np.median(runs[size])) for size in SIZES]
-        together = _together(server, line, inputs, cores, medians[-1])
-        watch()
+        together = _together(server, line, inputs, (cores, 2 * cores), medians[-1])
         advance("the highest rate")
         of_one, of_large = (float(np.interp(rows, SIZES, medians)) for rows in (line.batch, LARGE))
         full = asked(cores / of_one, USERS)
@@ -145,10 +143,9 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
             bench.declare({}, 1, flags={INTRA_OP: other})
             server = bench.launch()
             then = [float(np.median(_runs(server, line, _rows(inputs, size)))) for size in FEWER_SIZES]
-            otherwise = Otherwise(other, tuple(then), _together(server, line, inputs, cores, then[-1]))
+            otherwise = Otherwise(other, tuple(then), _together(server, line, inputs, (cores,), then[-1]))
     finally:
         bench.stop()
-    watch()
     usual = pace.speeds(pace.joined(counts))
     row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
     profile = Profile(
@@ -170,7 +167,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         high=high,
         model_digest=digest,
         machine=machine.describe(),
-        seconds=round(time.monotonic() - began, 1),
+        seconds=0.0,
         paces=pace.paces(pace.joined(counts), usual),
         pace_s=pace.SLICE_S,
         speeds=usual,
@@ -179,7 +176,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     request_threads = int(bench.flags.get("rest_api_num_threads", 0) or 4 * cores)
-    return calibrated(profile, request_threads)
+    return replace(calibrated(profile, request_threads), seconds=round(time.monotonic() - began, 1))
 
 
 def highest_rate(bench: Bench, line: Traffic, about_rps: float) -> Use:
@@ -263,14 +260,16 @@ def _runs(server: Server, line: Traffic, inputs: dict[str, Values]) -> list[floa
     return times
 
 
-def _together(server: Server, line: Traffic, inputs: dict[str, Values], cores: int, run_s: float) -> dict[int, float]:
+def _together(
+    server: Server, line: Traffic, inputs: dict[str, Values], numbers: Sequence[int], run_s: float
+) -> dict[int, float]:
     """Return {k: mean run of k batches at once over that of one}, for large batches, which surely meet.
 
     run_s: about what one takes.
     """
     request = _rows(inputs, SIZES[-1])
     alone = _mean_run(server, line, request, 1, run_s)
-    return {k: _mean_run(server, line, request, k, k * run_s) / alone for k in (cores, 2 * cores) if k > 1}
+    return {k: _mean_run(server, line, request, k, k * run_s) / alone for k in numbers if k > 1}
 
 
 def _mean_run(server: Server, line: Traffic, request: dict[str, Values], callers: int, longest_s: float) -> float:

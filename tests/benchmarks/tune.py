@@ -368,6 +368,8 @@ def show_percentiles(model: str, rows: list[Kept]) -> None:
     print()
     for name, what in names.items():
         print(f"{what} within 15 %: {within(ratios[name], 0.15)}; predicted over measured {typical(ratios[name]):.2f}")
+    same = [p99 for p50, p99 in zip(ratios["p50_ms"], ratios["second_p99_ms"], strict=True) if abs(p50 - 1) <= 0.1]
+    print(f"where p50 is within 10 %, p99 of the median second within 15 %: {within(same, 0.15)}")
     again = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in rows]
     print(f"measured again, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
 
