@@ -25,9 +25,11 @@ LEAST = 0.01
 """Where the machine gave nothing at all: work that never ends could not be simulated."""
 NUMBERS = json.dumps([0.5 + index / 1000 for index in range(784)])
 RECORDS = json.dumps([{f"name{index}": index * 1.5, "text": "x" * index, "none": None} for index in range(80)])
-"""With `NUMBERS`, what is read over and over, and these written again: of the kind of what servers and load generators
-do. A neighbour on the same core holds them up as much: numbers alone take 1.4 times as long then, objects 1.8 times, a
-request to the embedded server 1.45 times."""
+"""What is read over and over, and RECORDS written again: work of the kind of what servers and load generators do.
+
+A busy neighbour on the same core holds it up about as much as a request to the embedded server, which takes 1.45 times
+as long then; to read numbers alone takes 1.4 times as long, objects 1.8 times.
+"""
 
 Counts = list[list[float]]
 """[cores][slices] pieces of work finished, in parts where one lasted over several slices."""
@@ -69,9 +71,9 @@ def joined(parts: Sequence[Counts]) -> Counts:
 
 
 def speeds(counts: Counts) -> tuple[float, ...]:
-    """Return the pieces in a slice of each core at which the machine's pace is 1: so that it is in these, on average.
+    """Return how many pieces a slice each core finishes at a pace of 1, so that the pace in `counts` is 1 on average.
 
-    The slowest of some cores is slower than each of them is on average.
+    It is less than the core's mean: the slowest of some cores, whose pace counts, is slower than each is on average.
     """
     means = [sum(slices) / len(slices) for slices in counts]
     slowest = paces(counts, means)

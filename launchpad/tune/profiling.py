@@ -5,7 +5,7 @@ at once, as the server's own `runtime_latency` counts it; and the processor time
 server and of the load generator, which share the cores. On a server with batching: the processor time at the highest
 rate again, of many users, of few, and of more than are answered; what is more than the batches alone is what a request
 adds to its batch, and a batch to its turn of the event loop. On a server whose operations have another number of
-threads: the runs again, where the declaration leaves that number open.
+threads: the runs again, where the declaration leaves that number open. Between the loads: the machine's pace.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
             otherwise = Otherwise(other, tuple(then), _together(server, line, inputs, (cores,), then[-1]))
     finally:
         bench.stop()
-    usual = pace.speeds(pace.joined(counts))
+    watched = pace.joined(counts)
+    usual = pace.speeds(watched)
     row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
     profile = Profile(
         traffic=line,
@@ -168,7 +169,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         model_digest=digest,
         machine=machine.describe(),
         seconds=0.0,
-        paces=pace.paces(pace.joined(counts), usual),
+        paces=pace.paces(watched, usual),
         pace_s=pace.SLICE_S,
         speeds=usual,
         operation_threads=threads,

@@ -144,8 +144,9 @@ def row_of(rows: list[Kept], chosen: Configuration) -> Kept | None:
 
 
 def save(document: Kept) -> None:
+    """Write what was measured, without indentation: a pace has thousands of numbers, which would be a line each."""
     KEPT.parent.mkdir(exist_ok=True)
-    files.write_json(KEPT, document)
+    files.write_text(KEPT, json.dumps(document, separators=(",", ":")) + "\n")
 
 
 def profiled(model: str) -> Kept:
