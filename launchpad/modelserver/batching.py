@@ -24,6 +24,7 @@ from .metrics import Metrics
 from .runtime import Step
 from .status import Code, ServingError, invalid_argument
 from .tensor import Tensor, concatenate, pad
+from .timer import Timer
 
 _NO_DEADLINE = float("inf")
 
@@ -203,7 +204,7 @@ class BatchScheduler:
         self._workers = Workers(thread_pool_name or "batch", num_batch_threads)
         self._loop = loop
         self._queues: deque[tuple[BatchQueue[Task], BatchRunner]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer(loop, self._look)
         self._looking = False
 
     def add_queue(self, queue: BatchQueue[Task], runner: BatchRunner) -> None:
@@ -237,7 +238,7 @@ class BatchScheduler:
                 continue
             self._free -= 1
             self._workers.submit(lambda batch=batch, runner=runner: self._run(batch, runner))  # type: ignore[misc]
-        self._set_timer(now)
+        self._set_timer()
         self._answered()
 
     def _next(self, now: float) -> tuple[Batch[Task], BatchRunner] | None:
@@ -249,15 +250,10 @@ class BatchScheduler:
                 return batch, runner
         return None
 
-    def _set_timer(self, now: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._free:
-            return
+    def _set_timer(self) -> None:
         times = [ready for queue, _ in self._queues if (ready := queue.ready_at()) is not None]
-        if times:
-            self._timer = self._loop.call_later(max(0.0, min(times) - now), self._look)
+        if self._free and times:
+            self._timer.wake_at(min(times))
 
     def _run(self, batch: Batch[Task], runner: BatchRunner) -> None:
         result = runner.run(batch)
@@ -271,6 +267,7 @@ class BatchScheduler:
 
     def stop(self) -> None:
         """Let the batch threads end."""
+        self._timer.close()
         self._workers.stop()
 
 
