@@ -32,7 +32,7 @@ from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
 from launchpad.spec import ClosedLoop, OpenLoop, Traffic
 from launchpad.spec import Profile as LoadProfile
-from launchpad.tune import pace
+from launchpad.tune import pace, simulate
 from launchpad.tune.bench import Bench
 from launchpad.tune.profile import (
     FEW_USERS,
@@ -113,7 +113,10 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
     advance("a server without batching")
     bench.declare({}, 1)
     try:
-        server = bench.launch()
+        with ThreadPoolExecutor(1) as beside:  # while nothing is measured yet
+            prepared = beside.submit(simulate.prepare)
+            server = bench.launch()
+            prepared.result()
         advance("batch sizes one by one")
         runs = {size: _runs(server, line, _rows(inputs, size)) for size in SIZES}
         advance("batches at once")

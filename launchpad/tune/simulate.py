@@ -275,6 +275,12 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
     )
 
 
+def prepare() -> None:
+    """Have the event loop compiled, which takes some seconds the first time in a checkout."""
+    times = ServiceTimes(batch_s=np.array([0, 1e-3]))
+    simulate([Queue(None, times)], 1, Host(), poisson_arrivals(100, 10))
+
+
 def _check(arrivals: Arrivals, queues: int) -> None:
     if not len(arrivals):
         raise ValueError("there are no arrivals")

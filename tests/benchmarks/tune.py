@@ -1,7 +1,7 @@
 """Whether the simulator predicts what is measured, and whether tuning finds what an exhaustive grid finds.
 
     python -m tests.benchmarks.tune predicted              # capacity of 14 configurations, half an hour a model
-    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, half an hour a model
+    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, 20 minutes a model
     python -m tests.benchmarks.tune grid                   # 45 configurations, about half an hour a model
     python -m tests.benchmarks.tune finalists              # the best of the grid again, in turn, five minutes a model
     python -m tests.benchmarks.tune report                 # what has been measured so far; measures nothing
@@ -12,23 +12,24 @@ on where the last one ended, and `--seconds` ends it after a while, so that an h
 measured for one part does not count for the other, since hours differ. Of the configurations only `off` takes part in a
 profile.
 
-`predicted` and `percentiles` profile the model anew before each configuration, since the machine is another after some
-minutes: the simulator is compared with what it describes.
-`percentiles` loads each configuration three times with half of the predicted capacity. Before, between and after the
-loads the machine's pace is watched, and the simulated server runs at that pace, relative to the one of the profile: how
-much neighbours take in some seconds nobody can predict, and what is to be compared is what becomes of it. Nearer to the
-capacity the p99 of a run is made by the worst stall of the machine that it meets; that of the median second is compared
-as well.
+`predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
+simulator is compared with what it describes.
+`percentiles` measures in ROUNDS rounds: in each the model is profiled, and each configuration loaded with SHARE of the
+capacity that was predicted in the first round, in opposite order each time. What neighbours take of the machine within
+a minute moves a percentile by more than any simulator is off; over all rounds it is as much for what is profiled as for
+what is measured, so that their medians are compared. Nearer to the capacity the p99 of a run is made by the worst stall
+of the machine that it meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
-`finalists` measures the best BEST of the grid and the one that `tune` chooses ROUNDS times more, in turn and in
+`finalists` measures the best BEST of the grid and the one that `tune` chooses AGAIN times more, in turn and in
 opposite order each time: of 45 single measurements on a machine that others share, the highest is partly the luckiest.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import resource
@@ -36,7 +37,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from launchpad.loadtest import summary
 from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
 from launchpad.spec import BatchQueue, OpenLoop, Traffic
-from launchpad.tune import pace, predict, profile, profiling, tuning
+from launchpad.tune import predict, profile, profiling, tuning
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Goal, Limits, Model
 from launchpad.tune.simulate import Result
@@ -63,17 +63,16 @@ REQUEST_THREADS = 64
 GOAL = Goal("rate", Limits(0.1, 0.001))
 SHARE = 0.5
 RATE_S = 8.0
-REPEATS = 3
-"""How often percentiles are measured."""
-WATCH_S = 2.0
-"""How long the machine's pace is watched before and after each load."""
+FRESH_S = 2.0
+"""How long a server is loaded before that counts: the first requests that come at once wait longer."""
+ROUNDS = 5
 RUNS = 9
-"""How often they are simulated, each with a stretch of its own of the machine's pace."""
+"""How often percentiles are simulated, each with a stretch of its own of the machine's pace."""
 BOUND = 64
 ENOUGH = 3
 """Configurations that tune measures beside `off`."""
 SEEDS = 20
-BEST, ROUNDS = 3, 3
+BEST, AGAIN = 3, 3
 MOST_FOR_OTHERS = 0.1
 """Share of the cores that others may take during a measurement that counts."""
 
@@ -117,8 +116,8 @@ GRID = (
     batched(64, 500, 8),
 )
 
-PARTS = {"predicted": PREDICTED, "percentiles": PREDICTED, "grid": GRID}
-FINALISTS = "finalists"
+PARTS = {"predicted": PREDICTED, "grid": GRID}
+PERCENTILES, FINALISTS = "percentiles", "finalists"
 
 Kept = dict[str, Any]
 CONFIGURATION = TypeAdapter(Configuration)
@@ -131,7 +130,7 @@ def kept() -> Kept:
 
 def of(document: Kept, model: str) -> Kept:
     return document["models"].setdefault(
-        model, {"profile": None, "predicted": [], "percentiles": [], "grid": [], FINALISTS: []}
+        model, {"profile": None, "predicted": [], PERCENTILES: [], "grid": [], FINALISTS: []}
     )
 
 
@@ -189,25 +188,25 @@ def measure_capacity(model: str, chosen: Configuration, found: profile.Profile) 
     }
 
 
-def measure_percentiles(model: str, chosen: Configuration, found: profile.Profile) -> Kept:
-    """Measure percentiles at SHARE of the predicted capacity, REPEATS times, and the machine's pace meanwhile."""
-    rate = round(SHARE * guessed(found, chosen), 1)
+def measure_percentiles(model: str, chosen: Configuration, rate_rps: float) -> Kept:
+    """Measure percentiles at a rate, and the server's processor time of a request."""
     line = Traffic(model=model)
-    load = OpenLoop(loop="open", rate_rps=rate, duration_s=RATE_S, traffic=(line,))
+    load = OpenLoop(loop="open", rate_rps=rate_rps, duration_s=RATE_S, traffic=(line,))
     with serving(model, chosen) as (place, server):
-        neighbours = Neighbours(server.pid)
-        runs, counts = [], [watched()]
-        for _ in range(REPEATS):
-            runs.append(place.put(load, server, Ending()))
-            counts.append(watched())
+        place.put(load.model_copy(update={"duration_s": FRESH_S}), server, Ending())
+        neighbours, process = Neighbours(server.pid), psutil.Process(server.pid)
+        before = process.cpu_times()
+        run = place.put(load, server, Ending())
+        after = process.cpu_times()
         others = neighbours.share()
-    totals = [summary.of_folder(run, {line.line: model}, RATE_S)["totals"] for run in runs]
+    totals = summary.of_folder(run, {line.line: model}, RATE_S)["totals"]
+    used_s = after.user + after.system - before.user - before.system
     return {
-        "rate_rps": rate,
-        "p99_ms": [one["p99_ms"] for one in totals],
-        "p50_ms": [one["p50_ms"] for one in totals],
-        "second_p99_ms": [float(row["p99_ms"]) for run in runs for row in runfolder.read_history(run) if row["p99_ms"]],
-        "paces": pace.paces(pace.joined(counts), found.speeds),
+        "rate_rps": rate_rps,
+        "server_us": round(used_s / totals["requests"] * 1e6, 1),
+        "p50_ms": totals["p50_ms"],
+        "second_p99_ms": [float(row["p99_ms"]) for row in runfolder.read_history(run) if row["p99_ms"]],
+        "p99_ms": totals["p99_ms"],
         "others": others,
         **naming(chosen),
     }
@@ -219,10 +218,6 @@ def naming(chosen: Configuration) -> Kept:
         "title": chosen.title,
         "at": time.strftime("%Y-%m-%d %H:%M"),
     }
-
-
-def watched() -> pace.Counts:
-    return pace.measure(int(machine.describe()["cores"]), WATCH_S)
 
 
 def guessed(found: profile.Profile, chosen: Configuration) -> float:
@@ -272,16 +267,36 @@ def run(models: list[str], part: str, end: float) -> None:
             if time.monotonic() > end:
                 print("time is over; run it again to go on")
                 return
-            measure = measure_percentiles if part == "percentiles" else measure_capacity
             if part == "grid":
                 its["profile"] = its["profile"] or profiled(model)
-                row = measure(model, chosen, profile_of(its["profile"]))
+                row = measure_capacity(model, chosen, profile_of(its["profile"]))
             else:
                 found = profiled(model)
-                row = {"profile": found, **measure(model, chosen, profile_of(found))}
+                row = {"profile": found, **measure_capacity(model, chosen, profile_of(found))}
             rows.append(row)
-            print(model, row["title"], row.get("capacity_rps") or row["p99_ms"], flush=True)
+            print(model, row["title"], row["capacity_rps"], flush=True)
             save(document)
+
+
+def run_percentiles(models: list[str], end: float) -> None:
+    """Measure the rounds that are missing; one that is not whole does not count."""
+    document = kept()
+    for number, model in itertools.product(range(ROUNDS), models):
+        rounds = of(document, model)[PERCENTILES]
+        if number < len(rounds):
+            continue
+        if time.monotonic() > end:
+            print("time is over; run it again to go on")
+            return
+        found = profiled(model)
+        first = {configuration(row): row["rate_rps"] for row in rounds[0]["rows"]} if rounds else {}
+        rows = []
+        for chosen in PREDICTED[:: 1 if number % 2 == 0 else -1]:
+            rate_rps = first.get(chosen) or round(SHARE * guessed(profile_of(found), chosen), 1)
+            rows.append(measure_percentiles(model, chosen, rate_rps))
+            print(model, rows[-1]["title"], rows[-1]["p50_ms"], rows[-1]["p99_ms"], flush=True)
+        rounds.append({"profile": found, "rows": rows})
+        save(document)
 
 
 def run_finalists(models: list[str], end: float) -> None:
@@ -296,7 +311,7 @@ def run_finalists(models: list[str], end: float) -> None:
         its[FINALISTS] = []
         found = profile_of(its["profile"])
         playing = finalists(rows, chosen_by_tune(its, rows))
-        for number in range(ROUNDS):
+        for number in range(AGAIN):
             if time.monotonic() > end:
                 print("time is over")
                 break
@@ -331,15 +346,16 @@ def show(models: list[str]) -> None:
         part = of(document, model)
         if part["predicted"]:
             show_capacities(model, part["predicted"])
-        if part["percentiles"]:
-            show_percentiles(model, part["percentiles"])
+        if part[PERCENTILES]:
+            show_percentiles(model, part[PERCENTILES])
         if part["grid"]:
             show_grid(model, part)
 
 
 def show_capacities(model: str, rows: list[Kept]) -> None:
     """Print capacities beside what each one's profile and the simulator as it is now predict."""
-    head(model, "capacity, predicted beside measured", rows, ("predicted", "measured", "off by"))
+    profiles = [row["profile"] for row in rows]
+    head(model, "capacity, predicted beside measured", profiles, ("predicted", "measured", "off by"))
     ratios = []
     for row in rows:
         predicted = predict.expected(Model.of(profile_of(row["profile"])), configuration(row), GOAL).value
@@ -353,34 +369,48 @@ def show_capacities(model: str, rows: list[Kept]) -> None:
     print(f"\ncapacity within 10 %: {within(ratios, 0.1)}")
 
 
-def show_percentiles(model: str, rows: list[Kept]) -> None:
-    """Print percentiles beside what each one's profile and the simulator predict at the pace of the time."""
-    columns = ("at rate", "p50, predicted", "measured", "p99 of the median second, predicted", "measured")
-    head(model, "percentiles, predicted beside measured", rows, (*columns, "p99, predicted", "measured"))
-    names = {"p50_ms": "p50", "second_p99_ms": "p99 of the median second", "p99_ms": "p99"}
+def show_percentiles(model: str, rounds: list[Kept]) -> None:
+    """Print percentiles beside what the rounds' profiles and the simulator predict, medians of the rounds."""
+    names = {
+        "server_us": "processor time of a request",
+        "p50_ms": "p50",
+        "second_p99_ms": "p99 of the median second",
+        "p99_ms": "p99",
+    }
+    machine = [one["profile"] for one in rounds]
+    what = f"percentiles, predicted beside measured, medians of {len(rounds)} rounds"
+    columns = [column for name in names.values() for column in (f"{name}, predicted", "measured")]
+    head(model, what, machine, ("at rate", *columns))
     ratios: dict[str, list[float]] = {name: [] for name in names}
-    for row in rows:
-        predicted = predicted_percentiles(row)
-        cells = [f"{typical(values[name]):.2f} ms" for name in names for values in (predicted, row)]
-        cells[-1] += f" ({min(row['p99_ms']):.1f} to {max(row['p99_ms']):.1f})"
-        print(f"| {row['title']}{mark(row)} | {row['rate_rps']:,.0f} |", " | ".join(cells), "|")
-        for name in names if not mark(row) else ():
-            ratios[name].append(typical(predicted[name]) / typical(row[name]))
+    again = []
+    for chosen in PREDICTED:
+        rows = [row for one in rounds for row in one["rows"] if configuration(row) == chosen and not disturbed(row)]
+        rate_rps = rows[0]["rate_rps"]
+        predicted = [predicted_percentiles(profile_of(found), chosen, rate_rps) for found in machine]
+        cells = []
+        for name in names:
+            expected, found = pooled(predicted, name), pooled(rows, name)
+            ratios[name].append(expected / found)
+            cells += [f"{value:,.0f} µs" if name == "server_us" else f"{value:.2f} ms" for value in (expected, found)]
+        p99s = [row["p99_ms"] for row in rows]
+        again.append(max(p99s) / min(p99s))
+        print(f"| {chosen.title} | {rate_rps:,.0f} |", " | ".join(cells), f"({min(p99s):.1f} to {max(p99s):.1f}) |")
     print()
-    for name, what in names.items():
-        print(f"{what} within 15 %: {within(ratios[name], 0.15)}; predicted over measured {typical(ratios[name]):.2f}")
-    same = [p99 for p50, p99 in zip(ratios["p50_ms"], ratios["second_p99_ms"], strict=True) if abs(p50 - 1) <= 0.1]
-    print(f"where p50 is within 10 %, p99 of the median second within 15 %: {within(same, 0.15)}")
-    again = [max(row["p99_ms"]) / min(row["p99_ms"]) for row in rows]
-    print(f"measured again, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
+    for name, title in names.items():
+        print(f"{title} within 15 %: {within(ratios[name], 0.15)}; predicted over measured {typical(ratios[name]):.2f}")
+    print(f"from round to round, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
 
 
-def predicted_percentiles(row: Kept) -> dict[str, list[float]]:
-    found = profile_of(row["profile"])
-    simulated, chosen = Model.of(replace(found, paces=tuple(row["paces"]))), configuration(row)
-    requests = int(row["rate_rps"] * RATE_S)
-    results = [simulated.at(chosen, row["rate_rps"], requests, seed=seed) for seed in range(RUNS)]
+def pooled(rows: list[Kept], name: str) -> float:
+    """Return the median of a figure that each row has one or some of."""
+    return typical([value for row in rows for value in np.atleast_1d(row[name])])
+
+
+def predicted_percentiles(found: profile.Profile, chosen: Configuration, rate_rps: float) -> Kept:
+    simulated, requests = Model.of(found), int(rate_rps * RATE_S)
+    results = [simulated.at(chosen, rate_rps, requests, seed=seed) for seed in range(RUNS)]
     return {
+        "server_us": [result.processor_use * simulated.host.cores / rate_rps * 1e6 for result in results],
         "p50_ms": [result.percentile_ms(50) for result in results],
         "second_p99_ms": [p99 for result in results for p99 in by_second(result)],
         "p99_ms": [result.percentile_ms(99) for result in results],
@@ -393,9 +423,9 @@ def by_second(result: Result) -> list[float]:
     return [float(np.nanpercentile(part, 99)) for part in parts]
 
 
-def head(model: str, what: str, rows: list[Kept], columns: tuple[str, ...]) -> None:
+def head(model: str, what: str, profiles: list[Kept], columns: tuple[str, ...]) -> None:
     print(f"\n### {model}: {what}\n")
-    print(f"profiled and measured on {machines([row['profile'] for row in rows])}; not counted: ! the generator was in")
+    print(f"profiled and measured on {machines(profiles)}; not counted: ! the generator was in")
     print("the way; ~ others took more than a tenth of the cores\n")
     print("| configuration |", " | ".join(columns), "|")
     print("| --- |" + " ---: |" * len(columns))
@@ -512,7 +542,7 @@ def _distance(one: Configuration, wish: tuple[int, int, int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=(*PARTS, FINALISTS, "report"))
+    parser.add_argument("part", choices=(*PARTS, PERCENTILES, FINALISTS, "report"))
     parser.add_argument("--model", choices=MODELS, help="this model alone")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further measurement after so long")
     given = parser.parse_args()
@@ -520,6 +550,8 @@ def main() -> None:
     end = time.monotonic() + given.seconds
     if given.part in PARTS:
         run(models, given.part, end)
+    elif given.part == PERCENTILES:
+        run_percentiles(models, end)
     elif given.part == FINALISTS:
         run_finalists(models, end)
     show(models)
