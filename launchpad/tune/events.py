@@ -130,6 +130,12 @@ def _factor(factors: Any, ends: Any, k: int) -> float:
     return factors[first] if ends[k] - first == 1 else factors[first + np.random.randint(ends[k] - first)]
 
 
+@njit(cache=True)
+def _run_s(k: int, rows: int, gap: float, work: Any, cold: Any, cool_s: Any, factors: Any, ends: Any) -> float:
+    """Draw the seconds of a run that begins `gap` s after the last one of its queue has ended."""
+    return (work[k, rows] + cold[k, rows] * -np.expm1(-gap / cool_s[k])) * _factor(factors, ends, k)
+
+
 GATHERED = 64
 """Answers that an event loop holds back at most."""
 
@@ -208,6 +214,8 @@ def run(
     q: Any,  # [queues, 10] int64, see above
     timeouts: Any,  # [queues] s
     work: Any,  # [queues, rows + 1] s of a batch of so many rows, padding included
+    cold: Any,  # [queues, rows + 1] s that it takes besides where the last one is long ago
+    cool_s: Any,  # [queues] s in which most of that comes back
     task_s: Any,  # [queues, rows + 1] s that each request adds to a batch of so many rows
     front_s: Any,  # [queues, 2] s of reading and of answering a request
     factors: Any,  # noise of batch times, all queues' one after the other
@@ -223,9 +231,7 @@ def run(
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
     rouse_s: float,  # s that pass for either then, besides, without a processor
-    turn_s: float,  # s that an event loop's turn takes besides
-    first_s: float,  # s that the first batch takes besides that an event loop's turn runs
-    next_s: float,  # s that each further one of the turn takes besides
+    turn_s: Any,  # [2] s that the first request of an event loop's turn takes besides to read, and to answer
     thread_s: float,  # s that a batch which an event loop hands to a thread takes besides
     crowd: int,  # requests in flight beyond which each that is read takes crowd_s besides
     crowd_s: float,
@@ -291,8 +297,9 @@ def run(
     batch_busy, work_done, client_total, roused, client_roused = 0.0, 0.0, 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
-    fresh = True  # nothing has been read yet in this turn of the event loop
-    first = True  # it has not run a batch yet
+    reads, answering = True, True  # it has not read, and not answered, anything yet in this turn of the event loop
+    ran = np.zeros(total_queues)  # when the last run of each queue ended
+    turn_of, turn, turn_rows = np.zeros(n, np.int64), 0, np.zeros(n + 1, np.int64)  # rows read in each turn
 
     while finished < n:
         running = fronts_busy + (1 if client_busy else 0)
@@ -349,6 +356,7 @@ def run(
                 tries = -1
         elif what == JOB_ENDS:
             job, thread = job_of[index], thread_of[index]
+            ran[queue_of[-1 - job] if job < 0 else batches[job, QUEUE]] = now
             jobs -= 1
             job_end[index], job_of[index], thread_of[index] = job_end[jobs], job_of[jobs], thread_of[jobs]
             if job < 0:
@@ -387,7 +395,8 @@ def run(
                         direct_tail += 1
                     else:
                         mode[f], argument[f] = SINGLE, r
-                        front_end[f] = work_clock + work[k, sizes[r]] * _factor(factors, factor_ends, k)
+                        seconds = _run_s(k, sizes[r], now - ran[k], work, cold, cool_s, factors, factor_ends)
+                        front_end[f] = work_clock + seconds
                         rows[made], begun[made] = sizes[r], now
                         made += 1
                         fronts_busy += 1
@@ -413,13 +422,18 @@ def run(
                     fronts_busy += 1
             elif kind == SINGLE:
                 r = held_now
+                ran[queue_of[r]] = now
                 mode[f], argument[f] = ANSWER, r
                 front_end[f] = work_clock + front_s[queue_of[r], 1]
+                if loop and answering:
+                    answering = False
+                    front_end[f] += turn_s[1]
                 fronts_busy += 1
             elif kind == ANSWER:
                 answered = held_now
             elif kind == RUN:
                 rest, pointer = held_now, batches[held_now, FIRST]
+                ran[batches[held_now, QUEUE]] = now
             elif kind == ANSWERS:
                 r = parts[q[batches[held_now, QUEUE], PARTS_AT] + pointer]
                 missing[r] -= 1
@@ -457,8 +471,9 @@ def run(
         turn_over = resting and item_head >= turn_end
         if turn_over:
             turn_end = item_tail
-            fresh = fresh or answered_head < answered_tail
-            first = first or fresh
+            turn += 1 if turn_rows[turn] else 0
+            if answered_head < answered_tail:
+                reads, answering = True, True
         if turn_over or not loop or answered_tail - answered_head >= GATHERED:
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
@@ -479,7 +494,9 @@ def run(
                         client_tail, finished = _send(
                             now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
                         )
-                        answered_head, told, fresh, first = answered_tail, False, True, True
+                        answered_head, told, reads, answering = answered_tail, False, True, True
+                        turn_end = item_tail
+                        turn += 1 if turn_rows[turn] else 0
                     kind, held_now = items[item_head] & 7, items[item_head] >> 3
                     item_head += 1
                 if kind == READ and loop:
@@ -488,20 +505,27 @@ def run(
                         out_tail += 1
                         continue
                     inside += 1
+                    turn_of[held_now] = turn
+                    turn_rows[turn] += sizes[held_now]
                 if kind in (READ, ANSWER, ANSWERS):
                     k = batches[held_now, QUEUE] if kind == ANSWERS else queue_of[held_now]
                     mode[f], argument[f] = kind, held_now
                     front_end[f] = work_clock + front_s[k, 0 if kind == READ else 1]
                     if kind == ANSWERS:
-                        front_end[f] += task_s[k, batches[held_now, ROWS]]
+                        r = parts[q[k, PARTS_AT] + pointer]
+                        front_end[f] += task_s[k, min(batches[held_now, ROWS], turn_rows[turn_of[r]])]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0] + rouse_s
                         roused += rouse_s
+                        reads = True
                     if kind == READ and arrived - finished > crowd:
                         front_end[f] += crowd_s
-                    if loop and fresh and kind == READ:
-                        fresh = False
-                        front_end[f] += turn_s
+                    if loop and kind == READ and reads:
+                        reads = False
+                        front_end[f] += turn_s[0]
+                    elif loop and kind != READ and answering:
+                        answering = False
+                        front_end[f] += turn_s[1]
                     fronts_busy += 1
                 elif kind == DONE:
                     threads_busy -= 1
@@ -513,7 +537,8 @@ def run(
                         if b < 0:
                             break
                         k = batches[b, QUEUE]
-                        seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
+                        gap = now - ran[k]
+                        seconds = _run_s(k, batches[b, ROWS], gap, work, cold, cool_s, factors, factor_ends)
                         rows[made], begun[made] = batches[b, ROWS], now
                         made += 1
                         for p in range(batches[b, FIRST], part_ends[b]):
@@ -521,8 +546,7 @@ def run(
                             queued[r] = now - entered[r]
                         if inline[k, batches[b, ROWS]]:
                             mode[f], argument[f] = RUN, b
-                            front_end[f] = work_clock + seconds + (first_s if first else next_s)
-                            first = False
+                            front_end[f] = work_clock + seconds
                             fronts_busy += 1
                             again = True
                             break
@@ -537,7 +561,7 @@ def run(
                             rest, pointer, ended = ended, batches[ended, FIRST], -1
 
         if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
-            told, fresh, first = False, True, True
+            told, reads, answering = False, True, True
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )
@@ -555,7 +579,8 @@ def run(
                     while busy_thread[tried]:
                         tried += 1
                 k = batches[b, QUEUE]
-                seconds = work[k, batches[b, ROWS]] * _factor(factors, factor_ends, k)
+                gap = now - ran[k]
+                seconds = _run_s(k, batches[b, ROWS], gap, work, cold, cool_s, factors, factor_ends)
                 seconds += task_s[k, batches[b, ROWS]] * (part_ends[b] - batches[b, FIRST])
                 job_end[jobs], job_of[jobs], thread_of[jobs] = work_clock + seconds, b, tried
                 jobs += 1
@@ -586,7 +611,7 @@ def run(
             queued[r] = now - entered[r]
             rows[made], begun[made] = sizes[r], now
             made += 1
-            seconds = work[k, sizes[r]] * _factor(factors, factor_ends, k)
+            seconds = _run_s(k, sizes[r], now - ran[k], work, cold, cool_s, factors, factor_ends)
             job_end[jobs], job_of[jobs] = work_clock + seconds, -1 - r
             jobs += 1
         if not client_busy and client_head < client_tail:

@@ -65,20 +65,12 @@ def joined(parts: Sequence[Counts]) -> Counts:
     return [list(itertools.chain.from_iterable(part)) for part in zip(*parts, strict=True)]
 
 
-def speeds(counts: Counts) -> tuple[float, ...]:
-    """Return how many pieces a slice each core finishes at a pace of 1, so that the pace in `counts` is 1 on average.
-
-    It is less than the core's mean: the slowest of some cores, whose pace counts, is slower than each is on average.
-    """
+def paces(counts: Counts) -> tuple[float, ...]:
+    """Return the pace of the machine in each slice, that of its slowest core over the core's mean; 1 on average."""
     means = [sum(slices) / len(slices) for slices in counts]
-    slowest = paces(counts, means)
-    return tuple(mean * sum(slowest) / len(slowest) for mean in means)
-
-
-def paces(counts: Counts, usual: Sequence[float]) -> tuple[float, ...]:
-    """Return the pace of the slowest core in each slice, over its usual speed."""
-    slowest = (min(map(truediv, slices, usual)) for slices in zip(*counts, strict=True))
-    return tuple(round(max(LEAST, pace), 2) for pace in slowest)
+    slowest = [min(map(truediv, slices, means)) for slices in zip(*counts, strict=True)]
+    usual = sum(slowest) / len(slowest)
+    return tuple(round(max(LEAST, pace / usual), 2) for pace in slowest)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,8 @@ READ_SHARE = 0.35
 """Of the work on a request outside its batch, the part before it. What a profile measures is the sum; this division is
 the one with which the median latencies of batches that wait for their timeout come out as they were measured."""
 THREAD_STEP_S = 1e-5
-NEXT_SHARE = 0.25
-"""Of what the first batch of a turn takes besides, what each further one does. A few users make one batch a turn, which
-says nothing of it; with this share the capacities of batches of 2 to 8 rows come out as they were measured."""
+WARM_PAUSES = 4
+"""Pauses of full load that caches outlast at least: what a neighbour adds to the runs of a load is no cooling."""
 MOST_FOR_OTHERS = 0.15
 """Share of the cores beyond which a profile is told to be doubtful."""
 ANOTHER_MACHINE = 1.3
@@ -97,11 +96,12 @@ class Profile:
     high: at HIGH of it.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
     paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy, on the slowest
-    of them; 1 on average. speeds: pieces of that work in a pace_s of each core at a pace of 1.
+    of them; 1 on average.
     operation_threads: threads that an operation may use in all of this; otherwise: runs with another number, None where
     the declaration says how many.
-    wake_s, turn_s, client_wake_s, rouse_s: found by simulating `middle` and `high`, so that processor time and median
-    latency are theirs. thread_s: by simulating `deep`, so that as many are answered.
+    turn_s, client_wake_s, rouse_s: found by simulating `middle` and `high`, so that processor time and median latency
+    are theirs; wake_s, in place of turn_s, where no event loop serves. thread_s: by simulating `deep`, so that as many
+    are answered.
     """
 
     traffic: Traffic
@@ -125,7 +125,6 @@ class Profile:
     measured: str
     paces: tuple[float, ...] = (1.0,)
     pace_s: float = pace.SLICE_S
-    speeds: tuple[float, ...] = ()
     operation_threads: int = 0
     otherwise: Otherwise | None = None
     wake_s: float = 0.0
@@ -156,18 +155,45 @@ class Profile:
 
     @property
     def batch_s(self) -> np.ndarray:
-        """[largest + 1] s of a batch of each size under load: as measured, less what warm caches save; never falling
-        with the size. What they save was measured at a request's rows and at LARGE, as far as these run on the event
-        loop, and is interpolated by the logarithm."""
-        sizes = np.arange(self.sizes[-1] + 1)
-        alone = np.interp(sizes, self.sizes, self.run_s)
-        rows = self.traffic.batch
-        saved = {rows: self._alone_s(rows) - self._run_s(self.full, rows)}
+        """[largest + 1] s of a batch of each size right after another: as measured, less what warm caches save; never
+        falling with the size. What they save was measured under full load, at a request's rows and at LARGE, as far as
+        these run on the event loop, and is interpolated by the logarithm."""
+        alone, rows = self._alone, self.traffic.batch
+        saved = {rows: self._saved_s(self.full, rows)}
         if rows != LARGE and self._alone_s(LARGE) < self._inline_s:
-            saved[LARGE] = self._alone_s(LARGE) - self._run_s(self.large, LARGE)
+            saved[LARGE] = self._saved_s(self.large, LARGE)
         known = sorted(saved)
-        saving = np.interp(np.log(np.maximum(sizes, 1)), np.log(known), [saved[size] for size in known])
+        saving = np.interp(np.log(np.maximum(np.arange(len(alone)), 1)), np.log(known), [saved[size] for size in known])
         return np.maximum.accumulate(np.maximum(alone - saving, 0.2 * alone))
+
+    @property
+    def cold_s(self) -> np.ndarray:
+        """[largest + 1] s that a run of each size takes besides where the last one is long ago."""
+        return np.maximum(0.0, self._alone - self.batch_s)
+
+    @property
+    def _alone(self) -> np.ndarray:
+        return np.interp(np.arange(self.sizes[-1] + 1), self.sizes, self.run_s)
+
+    def _saved_s(self, use: Use, rows: int) -> float:
+        """Return what warm caches save of a run of so many rows right after another, by a load of such runs."""
+        run_s = self._run_s(use, rows)
+        pause_s = max(0.0, use.server_s - run_s)
+        return (self._alone_s(rows) - run_s) * float(np.exp(pause_s / self.cool_s))
+
+    @property
+    def cool_s(self) -> float:
+        """In which time what warm caches save is 1/e of it, by the runs of `middle`: these come by chance, so that the
+        mean of exp(-pause / cool_s) is 1 / (1 + mean pause / cool_s). Between runs of `full` all other work passes."""
+        rows, middle, full = self.traffic.batch, self.middle, self.full
+        alone_s, full_s = self._alone_s(rows), self._run_s(full, rows)
+        pause_s, full_pause_s = max(1e-6, 1 / middle.rate_rps - middle.run_s), max(0.0, full.server_s - full_s)
+        cool_s = pause_s
+        for _ in range(20 if alone_s > full_s else 0):
+            warm = (alone_s - middle.run_s) / (alone_s - full_s) * np.exp(-full_pause_s / cool_s)
+            warm = min(0.98, max(0.02, warm))
+            cool_s = max(WARM_PAUSES * full_pause_s, pause_s * warm / (1 - warm))
+        return float(cool_s)
 
     @property
     def front_s(self) -> float:
@@ -181,12 +207,17 @@ class Profile:
         """[largest + 1] s that each request adds to a batch of so many rows beyond the run. Less than nothing where the
         work on many at once saves more than forming the batch costs.
 
-        What deep batches save besides is interpolated by the logarithm of the rows. Those that do not run on the event
-        loop run beside it, and what the processor then takes says nothing of a request's own work.
+        It is nothing for a row alone, and known of the batches of few users, of many, and of deep ones; those of few
+        save no more than those of many. In between it is interpolated by the logarithm of the rows. Batches that do not
+        run on the event loop run beside it, and what the processor then takes says nothing of a request's own work.
         """
-        known = {max(1.0, self.batched.batch): self._added_s(self.batched, self.first_s)}
+        of_many = self._added_s(self.batched)
+        known = {1.0: 0.0}
+        if self.few and self._runs_inline(self.few):
+            known[max(1.0, self.few.batch)] = max(self._added_s(self.few), of_many)
+        known[max(1.0, self.batched.batch)] = of_many
         if self._deep_tells:
-            known[self.deep.batch] = self._added_s(self.deep, self.first_s) - self.crowd_s
+            known[self.deep.batch] = self._added_s(self.deep) - self.crowd_s
         rows = np.maximum(np.arange(len(self.batch_s)), 1)
         added = np.interp(np.log(rows), np.log(list(known)), list(known.values()))
         return np.maximum(added, -0.9 * self.front_s * (1 - READ_SHARE))
@@ -197,22 +228,12 @@ class Profile:
         requests than are answered, than in one of USERS."""
         if not self._deep_tells:
             return 0.0
-        return max(0.0, self._added_s(self.deep, self.first_s) - self._added_s(self.batched, self.first_s))
+        return max(0.0, self._added_s(self.deep) - self._added_s(self.batched))
 
     @property
     def _deep_tells(self) -> bool:
         """Whether deep batches are deeper, and run on the event loop."""
         return self.deep.batch > max(1.0, self.batched.batch) and self._runs_inline(self.deep)
-
-    @property
-    def first_s(self) -> float:
-        """What the first batch of a turn takes besides: by so much a request of a small batch costs more, by its share
-        of the batch."""
-        few, many = self.few, self.batched
-        if few is None or not self._runs_inline(few) or self._share(few) <= self._share(many):
-            return 0.0
-        more_s = self._added_s(few) - self._added_s(many)
-        return max(0.0, more_s / (self._share(few) - self._share(many)))
 
     def _share(self, use: Use) -> float:
         """Return the part of a load's mean batch that is one request's."""
@@ -225,12 +246,15 @@ class Profile:
         limit_s = np.maximum(self._inline_s, rows / self.traffic.batch * self._inline_request_s)
         return bool(short(work_s, np.asarray(self.residuals), limit_s)[min(rows[-1], max(1, round(use.batch)))])
 
-    def _added_s(self, use: Use, first_s: float = 0.0) -> float:
-        return use.server_s - self.front_s - (self.turn_s + first_s + self._batch_of(use)) * self._share(use)
+    def _added_s(self, use: Use) -> float:
+        return use.server_s - self.front_s - (self.turn_s + self._batch_of(use)) * self._share(use)
 
     def _batch_of(self, use: Use) -> float:
-        """Return the s of a batch of a load's mean size."""
-        return float(np.interp(max(1.0, use.batch), np.arange(len(self.batch_s)), self.batch_s))
+        """Return the s of a batch of a load's mean size, all other work on its requests between two of them."""
+        rows, sizes = max(1.0, use.batch), np.arange(len(self._alone))
+        run_s, cold_s = (float(np.interp(rows, sizes, times)) for times in (self.batch_s, self.cold_s))
+        pause_s = max(0.0, use.server_s / self._share(use) - run_s)
+        return run_s + cold_s * -float(np.expm1(-pause_s / self.cool_s))
 
     @property
     def batch_cores(self) -> float:
@@ -253,6 +277,8 @@ class Profile:
         """Return the service times that the simulator takes."""
         return ServiceTimes(
             self.batch_s,
+            cold_s=self.cold_s,
+            cool_s=self.cool_s,
             task_s=self.task_s,
             read_s=self.front_s * READ_SHARE,
             answer_s=self.front_s * (1 - READ_SHARE),
@@ -267,7 +293,8 @@ class Profile:
         ratios = np.asarray(self.otherwise.run_s) / usual
         factor = np.interp(np.log(np.maximum(np.arange(len(times.batch_s)), 1)), np.log(FEWER_SIZES), ratios)
         cores = self._cores_of(self.otherwise.together)
-        return replace(times, batch_s=times.batch_s * factor), replace(host, batch_cores=cores)
+        changed = replace(times, batch_s=times.batch_s * factor, cold_s=times.cold_s * factor)
+        return changed, replace(host, batch_cores=cores)
 
     def host(self, request_threads: int, with_generator: bool = True) -> Host:
         """Return the host that the simulator takes.
@@ -289,9 +316,8 @@ class Profile:
             send_s=generator / 2,
             receive_s=generator / 2,
             wake_s=self.wake_s,
-            turn_s=self.turn_s,
-            first_s=self.first_s,
-            next_s=self.first_s * NEXT_SHARE,
+            turn_read_s=self.turn_s * READ_SHARE,
+            turn_answer_s=self.turn_s * (1 - READ_SHARE),
             thread_s=self.thread_s,
             crowd=CROWD,
             crowd_s=self.crowd_s,
@@ -303,11 +329,12 @@ class Profile:
 
 
 def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
-    """Return the profile with what it costs to begin after having been idle, what a turn of the event loop costs, what
-    a batch costs that the loop hands to a thread, and with the time that takes no processor.
+    """Return the profile with what a turn of the event loop costs, or else what it costs to begin after having been
+    idle, what a batch costs that the loop hands to a thread, and with the time that takes no processor.
 
     They are those with which the simulated middle and high rates take the processor time, and the middle one the median
-    latency, that were measured: a damped fixed point, each quantity by the excess that is most of its making. And as
+    latency, that were measured: a damped fixed point, each quantity by the excess that is most of its making; a turn by
+    both rates, since the one or the other may have met neighbours. And as
     many are answered of a load that is too much: fewer, the longer a batch on a thread takes, so that halving finds it.
     request_threads: of the server that was measured.
     """
@@ -326,8 +353,8 @@ def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
         waited_s = middle.median_s - at_middle.percentile_ms(50) / 1e3
         profile = replace(
             profile,
-            wake_s=max(0.0, profile.wake_s + 0.7 * idle_s),
-            turn_s=max(0.0, profile.turn_s + 0.7 * turn_s) if loop else 0.0,
+            wake_s=0.0 if loop else max(0.0, profile.wake_s + 0.7 * idle_s),
+            turn_s=max(0.0, profile.turn_s + 0.35 * (idle_s + turn_s)) if loop else 0.0,
             client_wake_s=max(0.0, profile.client_wake_s + 0.5 * generator_s),
             rouse_s=max(0.0, profile.rouse_s + 0.25 * waited_s),  # up to three times in a request's latency
         )

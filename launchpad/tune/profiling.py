@@ -149,8 +149,6 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
             otherwise = Otherwise(other, tuple(then), _together(server, line, inputs, (cores,), then[-1]))
     finally:
         bench.stop()
-    watched = pace.joined(counts)
-    usual = pace.speeds(watched)
     row_s, fixed_s = np.polyfit(SIZES, medians, 1, w=1 / np.asarray(medians))
     profile = Profile(
         traffic=line,
@@ -172,9 +170,8 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         model_digest=digest,
         machine=machine.describe(),
         seconds=0.0,
-        paces=pace.paces(watched, usual),
+        paces=pace.paces(pace.joined(counts)),
         pace_s=pace.SLICE_S,
-        speeds=usual,
         operation_threads=threads,
         otherwise=otherwise,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -36,9 +36,10 @@ def show_profile(context: Context, model: str | None) -> None:
             ("a request adds to a batch of 16, or saves", found.task_s[16]),
             ("a request adds to a batch of 64, or saves", found.task_s[64]),
             ("a request that comes while many are in flight costs more", found.crowd_s),
+            ("a run takes more where the last one is long ago, of one row", found.cold_s[1]),
+            ("of that comes back after so long, all but 1/e", found.cool_s),
             ("a request that comes while nothing is under way costs more", found.wake_s),
             ("a turn of the event loop, shared by what is read in it", found.turn_s),
-            ("the first batch of a turn takes more", found.first_s),
             ("a batch that is handed to a thread takes more", found.thread_s),
             ("the load generator, a request under full load", found.full.generator_s),
         ):

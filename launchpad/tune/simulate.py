@@ -28,14 +28,18 @@ class ServiceTimes:
     """What one signature of a model costs, in seconds on an idle processor.
 
     batch_s: [largest batch + 1], the run of a batch of so many rows; the first entry is not used.
+    cold_s: [largest batch + 1], what it takes besides where the last run is long ago and other work has taken its place
+    in the caches; cool_s: after so long 1 - 1/e of it.
     task_s: [largest batch + 1], what each request adds to a batch of so many rows, such as joining inputs and cutting
-    outputs apart, or saves where it is negative; an event loop's own work, since it shares an interpreter with the
-    batch threads. The last counts for all beyond.
+    outputs apart, or saves where it is negative. Of an event loop it is that of the rows that were read in one turn and
+    run in one batch: what comes bit by bit while a batch waits saves nothing. The last counts for all beyond.
     read_s, answer_s: work on a request before and after its batch.
     noise: factors on batch_s that are drawn from with equal chance, such as measured residuals; their mean should be 1.
     """
 
     batch_s: np.ndarray
+    cold_s: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    cool_s: float = 1.0
     task_s: np.ndarray = field(default_factory=lambda: np.zeros(1))
     read_s: float = 0.0
     answer_s: float = 0.0
@@ -50,6 +54,7 @@ class ServiceTimes:
         return replace(
             self,
             batch_s=self.batch_s * factor,
+            cold_s=self.cold_s * factor,
             task_s=self.task_s * factor,
             read_s=self.read_s * factor,
             answer_s=self.answer_s * factor,
@@ -83,9 +88,8 @@ class Host:
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
     rouse_s: what passes then, besides, before either begins, without a processor: until an idle core is awake.
-    turn_s: what an event loop's turn takes in which requests are read, shared by all that are.
-    first_s: what the first batch takes besides that an event loop's turn runs: reading has left the caches cold to it.
-    next_s: what each further one of the turn takes besides.
+    turn_read_s, turn_answer_s: what the first request of an event loop's turn takes besides to read, and to answer:
+    other work, or neighbours while it was idle, have taken its place in the caches.
     thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
     crowd, crowd_s: while more requests than the one are in flight, each that is read takes the other besides: so many
     connections do not stay in the caches.
@@ -106,9 +110,8 @@ class Host:
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     rouse_s: float = 0.0
-    turn_s: float = 0.0
-    first_s: float = 0.0
-    next_s: float = 0.0
+    turn_read_s: float = 0.0
+    turn_answer_s: float = 0.0
     thread_s: float = 0.0
     crowd: int = 0
     crowd_s: float = 0.0
@@ -120,9 +123,8 @@ class Host:
         return replace(
             self,
             wake_s=self.wake_s * factor,
-            turn_s=self.turn_s * factor,
-            first_s=self.first_s * factor,
-            next_s=self.next_s * factor,
+            turn_read_s=self.turn_read_s * factor,
+            turn_answer_s=self.turn_answer_s * factor,
             thread_s=self.thread_s * factor,
             crowd_s=self.crowd_s * factor,
         )
@@ -221,7 +223,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
     largest = int(arrivals.sizes.max())
     numbers, parts = _numbers(queues, arrivals)
     most_rows = max(largest, *(queue.batching.max_batch_size for queue in queues if queue.batching), 1)
-    work = np.stack([_work(queue, most_rows) for queue in queues])
+    work = np.stack([_work(queue, queue.times.batch_s, most_rows) for queue in queues])
     size = float(arrivals.sizes.mean())
     inline = np.stack([_inline(queue, own, host, size) for queue, own in zip(queues, work, strict=True)])
     latency, queued = np.zeros(len(arrivals)), np.zeros(len(arrivals))
@@ -233,6 +235,8 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         q=numbers,
         timeouts=np.array([queue.batching.batch_timeout_micros / 1e6 if queue.batching else 0.0 for queue in queues]),
         work=work,
+        cold=np.stack([_work(queue, queue.times.cold_s, most_rows) for queue in queues]),
+        cool_s=np.array([queue.times.cool_s for queue in queues]),
         task_s=np.stack([_added(queue, most_rows) for queue in queues]),
         front_s=np.array([(queue.times.read_s, queue.times.answer_s) for queue in queues]),
         factors=np.concatenate([np.asarray(queue.times.noise, np.float64) for queue in queues]),
@@ -248,9 +252,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         client_s=np.array([host.send_s, host.receive_s]),
         wake_s=np.array([host.wake_s, host.client_wake_s]),
         rouse_s=float(host.rouse_s),
-        turn_s=float(host.turn_s),
-        first_s=float(host.first_s),
-        next_s=float(host.next_s),
+        turn_s=np.array([host.turn_read_s, host.turn_answer_s]),
         thread_s=float(host.thread_s),
         crowd=host.crowd,
         crowd_s=float(host.crowd_s),
@@ -314,14 +316,14 @@ def _numbers(queues: Sequence[Queue], arrivals: Arrivals) -> tuple[np.ndarray, i
     return numbers, at
 
 
-def _work(queue: Queue, most_rows: int) -> np.ndarray:
+def _work(queue: Queue, batch_s: np.ndarray, most_rows: int) -> np.ndarray:
     """Return [most_rows + 1]: seconds of a batch of so many rows, run at the allowed size that it is padded to."""
     rows = np.arange(most_rows + 1)
     allowed = queue.batching.allowed_batch_sizes if queue.batching else ()
     if allowed:
         sizes = np.asarray(allowed)
         rows = np.where(rows <= sizes[-1], sizes[np.minimum(np.searchsorted(sizes, rows), len(sizes) - 1)], rows)
-    return _table(queue.times.batch_s, int(rows.max()))[rows]
+    return _table(batch_s, int(rows.max()))[rows]
 
 
 def _inline(queue: Queue, work: np.ndarray, host: Host, size: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Whether the simulator predicts what is measured, and whether tuning finds what an exhaustive grid finds.
 
     python -m tests.benchmarks.tune predicted              # capacity of 14 configurations, half an hour a model
-    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, 20 minutes a model
+    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, 35 minutes a model
     python -m tests.benchmarks.tune grid                   # 45 configurations, about half an hour a model
     python -m tests.benchmarks.tune finalists              # the best of the grid again, in turn, five minutes a model
     python -m tests.benchmarks.tune report                 # what has been measured so far; measures nothing
@@ -17,8 +17,9 @@ simulator is compared with what it describes.
 `percentiles` measures in ROUNDS rounds: in each the model is profiled, and each configuration loaded with SHARE of the
 capacity that was predicted in the first round, in opposite order each time. What neighbours take of the machine within
 a minute moves a percentile by more than any simulator is off; over all rounds it is as much for what is profiled as for
-what is measured, so that their medians are compared. Nearer to the capacity the p99 of a run is made by the worst stall
-of the machine that it meets; that of the median second is compared as well.
+what is measured. So the medians of what was measured are compared with what is predicted of the medians of the loads in
+all profiles, and of the machine's pace in all of them. Nearer to the capacity the p99 of a run is made by the worst
+stall of the machine that it meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
@@ -37,6 +38,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ SHARE = 0.5
 RATE_S = 8.0
 FRESH_S = 2.0
 """How long a server is loaded before that counts: the first requests that come at once wait longer."""
-ROUNDS = 5
+ROUNDS = 8
 RUNS = 9
 """How often percentiles are simulated, each with a stretch of its own of the machine's pace."""
 BOUND = 64
@@ -377,21 +379,23 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
         "second_p99_ms": "p99 of the median second",
         "p99_ms": "p99",
     }
-    machine = [one["profile"] for one in rounds]
+    found = median_profile([profile_of(one["profile"]) for one in rounds])
     what = f"percentiles, predicted beside measured, medians of {len(rounds)} rounds"
     columns = [column for name in names.values() for column in (f"{name}, predicted", "measured")]
-    head(model, what, machine, ("at rate", *columns))
+    head(model, what, [one["profile"] for one in rounds], ("at rate", *columns))
     ratios: dict[str, list[float]] = {name: [] for name in names}
     again = []
     for chosen in PREDICTED:
         rows = [row for one in rounds for row in one["rows"] if configuration(row) == chosen and not disturbed(row)]
         rate_rps = rows[0]["rate_rps"]
-        predicted = [predicted_percentiles(profile_of(found), chosen, rate_rps) for found in machine]
+        predicted = predicted_percentiles(found, chosen, rate_rps)
         cells = []
         for name in names:
-            expected, found = pooled(predicted, name), pooled(rows, name)
-            ratios[name].append(expected / found)
-            cells += [f"{value:,.0f} µs" if name == "server_us" else f"{value:.2f} ms" for value in (expected, found)]
+            expected, measured = pooled([predicted], name), pooled(rows, name)
+            ratios[name].append(expected / measured)
+            cells += [
+                f"{value:,.0f} µs" if name == "server_us" else f"{value:.2f} ms" for value in (expected, measured)
+            ]
         p99s = [row["p99_ms"] for row in rows]
         again.append(max(p99s) / min(p99s))
         print(f"| {chosen.title} | {rate_rps:,.0f} |", " | ".join(cells), f"({min(p99s):.1f} to {max(p99s):.1f}) |")
@@ -399,6 +403,26 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
     for name, title in names.items():
         print(f"{title} within 15 %: {within(ratios[name], 0.15)}; predicted over measured {typical(ratios[name]):.2f}")
     print(f"from round to round, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
+
+
+def median_profile(profiles: list[profile.Profile]) -> profile.Profile:
+    """Return the medians of what profiles of one model have measured, at the pace of all of them, calibrated."""
+
+    def median(name: str) -> Any:
+        return np.median([getattr(one, name) for one in profiles], axis=0).tolist()
+
+    def load(name: str) -> profile.Use:
+        uses = [asdict(getattr(one, name)) for one in profiles]
+        return profile.Use(**{quantity: typical([use[quantity] for use in uses]) for quantity in uses[0]})
+
+    first = profiles[0]
+    loads = {
+        field.name: load(field.name) for field in fields(first) if isinstance(getattr(first, field.name), profile.Use)
+    }
+    together = {many: typical([one.together[many] for one in profiles]) for many in first.together}
+    paces = tuple(itertools.chain.from_iterable(one.paces for one in profiles))
+    runs = {"run_s": tuple(median("run_s")), "residuals": tuple(median("residuals"))}
+    return profile.calibrated(replace(first, together=together, paces=paces, **runs, **loads), REQUEST_THREADS)
 
 
 def pooled(rows: list[Kept], name: str) -> float:

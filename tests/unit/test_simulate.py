@@ -204,19 +204,54 @@ def test_an_event_loop_takes_a_batch_for_short_by_how_many_requests_it_is_for():
 def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn_takes():
     """The second and third come while the first is worked on, which has a turn for itself."""
     queue = Queue(None, ServiceTimes(np.array([0.0, 1.0])))
-    host = Host(event_loop=True, inline_s=10.0, turn_s=0.5)
+    host = Host(event_loop=True, inline_s=10.0, turn_read_s=0.3, turn_answer_s=0.2)
     result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.2, 0.3, 9.0])))
     assert result.latency_s == pytest.approx([1.5, 4.0 - 0.2, 4.0 - 0.3, 1.5])
 
 
-def test_the_first_batch_of_a_turn_of_an_event_loop_takes_longer():
-    """What comes while the first request is worked on runs in one turn: two batches, the first of them dearer."""
-    queue = Queue(BatchQueue(max_batch_size=2), ServiceTimes(np.array([0.0, 1.0, 1.5])))
-    host = Host(event_loop=True, inline_s=10.0, first_s=0.5, next_s=0.25)
-    result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.2, 0.3, 0.4, 0.5, 9.0])))
-    assert result.batch_rows.tolist() == [1, 2, 2, 1]
-    assert result.batch_begun_s == pytest.approx([0, 1.5, 3.5, 9])
-    assert result.latency_s == pytest.approx([1.5, 5.05, 4.95, 4.85, 4.75, 1.5])
+BIT_BY_BIT = Arrivals.of(np.array([1.0, 1.3, 1.6]))
+"""While the batch of the first waits for its timeout of a second."""
+
+
+def test_an_event_loop_that_was_idle_reads_in_a_turn_of_its_own():
+    """Each of the three; they are answered in one."""
+    queue = Queue(BatchQueue(max_batch_size=4, batch_timeout_micros=1_000_000), SECOND)
+    host = Host(event_loop=True, inline_s=10.0, turn_read_s=0.1, turn_answer_s=0.2)
+    once = simulate([queue], 1, host, BIT_BY_BIT)
+    assert once.latency_s == pytest.approx(0.1 + 1.0 + 3.0 + 0.2 - np.array([0.0, 0.3, 0.6]))
+    assert once.batch_begun_s == pytest.approx([2.1])
+    length_s = 1.0 + once.latency_s[0]
+    assert simulate([queue], 1, replace(host, cores=1), BIT_BY_BIT).processor_use * length_s == pytest.approx(3.5)
+
+
+def test_what_an_event_loop_saves_on_many_requests_it_saves_on_those_that_it_reads_together():
+    times = ServiceTimes(np.array([0.0, 1.0, 1.0, 1.0]), answer_s=0.5, task_s=np.array([0.0, 0.0, -0.1, -0.2]))
+    host = Host(event_loop=True, inline_s=10.0)
+    while_it_runs = Arrivals.of(np.array([0.0, 0.2, 0.3, 0.4]))
+    together = simulate([Queue(BatchQueue(max_batch_size=3), times)], 1, host, while_it_runs)
+    assert together.batch_rows.tolist() == [1, 3]
+    assert together.latency_s == pytest.approx([1.5, *(1.5 + 1.0 + 3 * 0.3 - np.array([0.2, 0.3, 0.4]))])
+    waits = BatchQueue(max_batch_size=3, batch_timeout_micros=1_000_000)
+    apart = simulate([Queue(waits, times)], 1, host, BIT_BY_BIT)
+    assert apart.latency_s == pytest.approx(0.6 + 1.0 + 3 * 0.5 - np.array([0.0, 0.3, 0.6]))
+
+
+@pytest.mark.parametrize(
+    ("batching", "host"),
+    [
+        (None, Host()),
+        (None, Host(event_loop=True, inline_s=10.0)),
+        (None, Host(event_loop=True)),
+        (ONE_BY_ONE, Host()),
+        (ONE_BY_ONE, Host(event_loop=True, inline_s=10.0)),
+        (ONE_BY_ONE, Host(event_loop=True)),
+    ],
+)
+def test_a_run_takes_longer_the_longer_the_last_one_is_ago(batching, host):
+    """Not right after another; a second later by 1 - 1/e of what a run takes besides that has long had no other."""
+    queue = Queue(batching, ServiceTimes(np.array([0.0, 1.0]), cold_s=np.array([0.0, 0.5]), cool_s=1.0))
+    latency_s = simulate([queue], 1, host, Arrivals.of(np.array([0.0, 1.0, 3.0, 90.0]))).latency_s
+    assert latency_s == pytest.approx([1.0, 1.0, 1.0 + 0.5 * (1 - np.exp(-1)), 1.5])
 
 
 def test_requests_take_longer_while_many_are_in_flight():
@@ -232,7 +267,7 @@ def test_requests_take_longer_while_many_are_in_flight():
 
 def test_a_batch_that_an_event_loop_hands_to_a_thread_takes_longer():
     queue = Queue(ONE_BY_ONE, SECOND)
-    host = Host(event_loop=True, inline_s=0.1, first_s=9.0, thread_s=0.25)
+    host = Host(event_loop=True, inline_s=0.1, thread_s=0.25)
     assert simulate([queue], 1, host, Arrivals.of(np.array([0.0]))).latency_s == pytest.approx([1.25])
 
 
