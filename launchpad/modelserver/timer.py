@@ -23,7 +23,7 @@ class _Itimerspec(ctypes.Structure):
 class Timer:
     """Calls `expired` on the event loop, once, when a time has come; that may be some time that was asked for before.
 
-    Times are those of `time.monotonic`, over 0. Raises OSError if the process has no file descriptor left.
+    Times are those of `time.monotonic`, not under 0. Raises OSError if the process has no file descriptor left.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[], None]) -> None:

@@ -297,7 +297,7 @@ def run(
     batch_busy, work_done, client_total, roused, client_roused = 0.0, 0.0, 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
-    reads, answering = True, True  # it has not read, and not answered, anything yet in this turn of the event loop
+    first_read, first_answer = True, True  # whether the next one is the first in this turn of the event loop
     ran = np.zeros(total_queues)  # when the last run of each queue ended
     turn_of, turn, turn_rows = np.zeros(n, np.int64), 0, np.zeros(n + 1, np.int64)  # rows read in each turn
 
@@ -425,8 +425,8 @@ def run(
                 ran[queue_of[r]] = now
                 mode[f], argument[f] = ANSWER, r
                 front_end[f] = work_clock + front_s[queue_of[r], 1]
-                if loop and answering:
-                    answering = False
+                if loop and first_answer:
+                    first_answer = False
                     front_end[f] += turn_s[1]
                 fronts_busy += 1
             elif kind == ANSWER:
@@ -473,7 +473,7 @@ def run(
             turn_end = item_tail
             turn += 1 if turn_rows[turn] else 0
             if answered_head < answered_tail:
-                reads, answering = True, True
+                first_read, first_answer = True, True
         if turn_over or not loop or answered_tail - answered_head >= GATHERED:
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
@@ -494,7 +494,7 @@ def run(
                         client_tail, finished = _send(
                             now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
                         )
-                        answered_head, told, reads, answering = answered_tail, False, True, True
+                        answered_head, told, first_read, first_answer = answered_tail, False, True, True
                         turn_end = item_tail
                         turn += 1 if turn_rows[turn] else 0
                     kind, held_now = items[item_head] & 7, items[item_head] >> 3
@@ -517,14 +517,14 @@ def run(
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0] + rouse_s
                         roused += rouse_s
-                        reads = True
+                        first_read = True
                     if kind == READ and arrived - finished > crowd:
                         front_end[f] += crowd_s
-                    if loop and kind == READ and reads:
-                        reads = False
+                    if loop and kind == READ and first_read:
+                        first_read = False
                         front_end[f] += turn_s[0]
-                    elif loop and kind != READ and answering:
-                        answering = False
+                    elif loop and kind != READ and first_answer:
+                        first_answer = False
                         front_end[f] += turn_s[1]
                     fronts_busy += 1
                 elif kind == DONE:
@@ -561,7 +561,7 @@ def run(
                             rest, pointer, ended = ended, batches[ended, FIRST], -1
 
         if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
-            told, reads, answering = False, True, True
+            told, first_read, first_answer = False, True, True
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )

@@ -207,19 +207,20 @@ class Profile:
         """[largest + 1] s that each request adds to a batch of so many rows beyond the run. Less than nothing where the
         work on many at once saves more than forming the batch costs.
 
-        It is nothing for a row alone, and known of the batches of few users, of many, and of deep ones; those of few
-        save no more than those of many. In between it is interpolated by the logarithm of the rows. Batches that do not
-        run on the event loop run beside it, and what the processor then takes says nothing of a request's own work.
+        It is nothing for a request alone, and known of the batches of few users, of many, and of deep ones; those of
+        few save no more than those of many. In between it is interpolated by the logarithm of the rows. Batches that do
+        not run on the event loop run beside it, and what the processor then takes says nothing of a request's own work.
         """
         of_many = self._added_s(self.batched)
-        known = {1.0: 0.0}
+        known = {float(self.traffic.batch): 0.0}
         if self.few and self._runs_inline(self.few):
             known[max(1.0, self.few.batch)] = max(self._added_s(self.few), of_many)
         known[max(1.0, self.batched.batch)] = of_many
         if self._deep_tells:
             known[self.deep.batch] = self._added_s(self.deep) - self.crowd_s
         rows = np.maximum(np.arange(len(self.batch_s)), 1)
-        added = np.interp(np.log(rows), np.log(list(known)), list(known.values()))
+        sizes = sorted(known)
+        added = np.interp(np.log(rows), np.log(sizes), [known[size] for size in sizes])
         return np.maximum(added, -0.9 * self.front_s * (1 - READ_SHARE))
 
     @property
@@ -334,8 +335,8 @@ def calibrated(profile: Profile, request_threads: int = 1 << 20) -> Profile:
 
     They are those with which the simulated middle and high rates take the processor time, and the middle one the median
     latency, that were measured: a damped fixed point, each quantity by the excess that is most of its making; a turn by
-    both rates, since the one or the other may have met neighbours. And as
-    many are answered of a load that is too much: fewer, the longer a batch on a thread takes, so that halving finds it.
+    both rates, since the one or the other may have met neighbours. And as many are answered of a load that is too much:
+    fewer, the longer a batch on a thread takes, so that halving finds it.
     request_threads: of the server that was measured.
     """
     middle, high = profile.middle, profile.high
@@ -456,7 +457,11 @@ def _chart(axes: Any, profile: Profile) -> None:
         label="line fitted",
     )
     axes.plot(
-        sizes, profile.batch_s[sizes] * 1e6, color=drawing.SERIES[2], linestyle="--", label="under load, as simulated"
+        sizes,
+        profile.batch_s[sizes] * 1e6,
+        color=drawing.SERIES[2],
+        linestyle="--",
+        label="right after another, as simulated",
     )
     axes.set(xlabel="rows", ylabel="µs", xscale="log", yscale="log")
     drawing.plain_numbers(axes.xaxis)

@@ -29,7 +29,7 @@ def show_profile(context: Context, model: str | None) -> None:
             (size, f"{alone * 1e3:.3f}", f"{low * 1e3:.3f} to {high * 1e3:.3f}", f"{found.batch_s[size] * 1e3:.3f}")
             for size, alone, (low, high) in zip(found.sizes, found.run_s, found.spread_s, strict=True)
         ]
-        columns = ("rows", "run alone ms", "quartiles", "under load ms")
+        columns = ("rows", "run alone ms", "quartiles", "right after another ms")
         console.table(f"{found.traffic.line} on {found.backend}", columns, rows, right=columns)
         for what, seconds in (
             ("a request outside its run, under full load", found.front_s),

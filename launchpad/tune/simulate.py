@@ -316,14 +316,15 @@ def _numbers(queues: Sequence[Queue], arrivals: Arrivals) -> tuple[np.ndarray, i
     return numbers, at
 
 
-def _work(queue: Queue, batch_s: np.ndarray, most_rows: int) -> np.ndarray:
-    """Return [most_rows + 1]: seconds of a batch of so many rows, run at the allowed size that it is padded to."""
+def _work(queue: Queue, times_s: np.ndarray, most_rows: int) -> np.ndarray:
+    """Return [most_rows + 1]: what times_s [rows + 1] say of a batch of so many rows, at the allowed size that it is
+    padded to."""
     rows = np.arange(most_rows + 1)
     allowed = queue.batching.allowed_batch_sizes if queue.batching else ()
     if allowed:
         sizes = np.asarray(allowed)
         rows = np.where(rows <= sizes[-1], sizes[np.minimum(np.searchsorted(sizes, rows), len(sizes) - 1)], rows)
-    return _table(batch_s, int(rows.max()))[rows]
+    return _table(times_s, int(rows.max()))[rows]
 
 
 def _inline(queue: Queue, work: np.ndarray, host: Host, size: float) -> np.ndarray:

@@ -387,6 +387,9 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
     again = []
     for chosen in PREDICTED:
         rows = [row for one in rounds for row in one["rows"] if configuration(row) == chosen and not disturbed(row)]
+        if not rows:
+            print(f"| {chosen.title} ~ |")
+            continue
         rate_rps = rows[0]["rate_rps"]
         predicted = predicted_percentiles(found, chosen, rate_rps)
         cells = []

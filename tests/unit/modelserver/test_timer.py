@@ -11,16 +11,14 @@ import uvloop
 from launchpad.modelserver import timer
 from launchpad.modelserver.timer import Timer
 
-
-@pytest.fixture(params=["timerfd", "event loop"], autouse=True)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both kinds of timers; on a system without `timerfd_create` both are the event loop's."""
-    if request.param == "event loop":
-        monkeypatch.setattr(timer, "_libc", object())
-    return str(request.param)
+both_kinds = pytest.mark.parametrize("library", [timer._libc, object()], ids=["timerfd", "event loop"])
+"""On a system without `timerfd_create` both are the event loop's."""
 
 
-def test_calls_when_the_time_has_come_and_not_before() -> None:
+@both_kinds
+def test_calls_when_the_time_has_come_and_not_before(library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer, "_libc", library)
+
     async def wait() -> float:
         expired = asyncio.Event()
         one = Timer(asyncio.get_running_loop(), expired.set)
@@ -33,7 +31,12 @@ def test_calls_when_the_time_has_come_and_not_before() -> None:
     assert asyncio.run(wait()) >= 0
 
 
-def test_what_comes_first_counts_whatever_was_asked_for_before_or_after() -> None:
+@both_kinds
+def test_what_comes_first_counts_whatever_was_asked_for_before_or_after(
+    library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timer, "_libc", library)
+
     async def wait() -> tuple[int, float]:
         calls: list[float] = []
         one = Timer(asyncio.get_running_loop(), lambda: calls.append(monotonic()))
@@ -53,7 +56,10 @@ def test_what_comes_first_counts_whatever_was_asked_for_before_or_after() -> Non
     assert first < 30
 
 
-def test_a_time_that_has_passed_is_now() -> None:
+@both_kinds
+def test_a_time_that_has_passed_is_now(library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer, "_libc", library)
+
     async def wait() -> None:
         expired = asyncio.Event()
         one = Timer(asyncio.get_running_loop(), expired.set)
@@ -64,7 +70,10 @@ def test_a_time_that_has_passed_is_now() -> None:
     asyncio.run(wait())
 
 
-def test_calls_no_more_once_it_is_closed() -> None:
+@both_kinds
+def test_calls_no_more_once_it_is_closed(library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer, "_libc", library)
+
     async def wait() -> list[int]:
         calls: list[int] = []
         one = Timer(asyncio.get_running_loop(), lambda: calls.append(1))
@@ -78,10 +87,9 @@ def test_calls_no_more_once_it_is_closed() -> None:
     assert asyncio.run(wait()) == []
 
 
-def test_the_loop_is_idle_while_less_than_half_a_ms_is_waited(kind: str) -> None:
+@pytest.mark.skipif(not hasattr(timer._libc, "timerfd_create"), reason="what the kernel's timer is for")
+def test_the_loop_is_idle_while_less_than_half_a_ms_is_waited() -> None:
     """uvloop's own timers make it go round and round until then."""
-    if kind != "timerfd" or not hasattr(timer._libc, "timerfd_create"):
-        pytest.skip("what the exact timer is for")
 
     async def wait() -> int:
         expired, at, turns = asyncio.Event(), 0.0, 0
