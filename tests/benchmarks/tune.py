@@ -63,7 +63,7 @@ KEPT = Path(__file__).parent / "results" / "tune.json"
 MODELS = ("digits-mlp", "digits-cnn")
 REQUEST_THREADS = 64
 GOAL = Goal("rate", Limits(0.1, 0.001))
-SHARE = 0.5
+SHARE = 0.3
 RATE_S = 8.0
 FRESH_S = 2.0
 """How long a server is loaded before that counts: the first requests that come at once wait longer."""
