@@ -91,7 +91,7 @@ def write_schema(root: Path, check: bool) -> None:
 
 
 def clean(root: Path, store: bool) -> None:
-    """End the server and delete the private folder; the run store only on request."""
+    """End the server and delete the private folder but for locks, which may be held; the run store only on request."""
     from launchpad.launch.stage import stop
     from launchpad.monitor.watch import end as end_monitor
 
@@ -100,6 +100,6 @@ def clean(root: Path, store: bool) -> None:
         end_monitor(layout)
         stop(layout)
         for path in layout.private.iterdir():
-            if path != layout.lock and (store or not path.name.startswith("store.")):
+            if path.suffix != ".lock" and path != layout.lock and (store or not path.name.startswith("store.")):
                 files.remove(path)
     console.say(f"cleaned {layout.relative(layout.private)}; artifacts, runs and reports are untouched")

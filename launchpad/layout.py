@@ -34,6 +34,10 @@ class Layout:
         """What the export measured of a version: manifest.json and examples.npz."""
         return self.root / "models" / model / "evidence" / str(version)
 
+    def examples(self, model: str, version: int) -> Path:
+        """What was asked of a version while it was exported, and what it answered."""
+        return self.evidence(model, version) / "examples.npz"
+
     @property
     def serving(self) -> Path:
         return self.root / "serving"

@@ -504,7 +504,7 @@ class Tune(Strict):
     """Models to tune; all unless given."""
     request_threads: tuple[Positive, ...] = ()
     """Numbers of rest_api_num_threads and grpc_max_threads to consider; the declared flags alone unless given."""
-    candidates: Positive = 3
+    candidates: Positive = 2
     """Configurations that are measured beside off, the widespread one and the declared one."""
     time_limit_s: Annotated[float, Field(ge=60)] = 600
     """When it is over, no further measurement begins."""

@@ -18,6 +18,9 @@ MODELS = "models.config"
 BATCHING = "batching_parameters.pbtxt"
 MONITORING = "monitoring.config"
 
+OF_THE_MACHINE = ("rest_api_num_threads", "grpc_max_threads")
+"""Flags whose default is by the number of processors: what is rendered would differ from machine to machine."""
+
 HEADER = (
     "# Rendered from pipeline.yaml by `invoke configure`; change it there. Behind each value: the key it is from.\n"
 )
@@ -103,5 +106,5 @@ def _flag_rows(pipeline: Pipeline, batching: Effective) -> Iterator[tuple[str, s
         origin = f"models.{labelled[0]}.version_labels"
         yield "--allow_version_labels_for_unavailable_models=true", f"{origin}: labels at start-up need it"
     for name, value in serving.flags.items():
-        same = " (the server's default)" if value == FLAGS[name].default else ""
+        same = " (the server's default)" if value == FLAGS[name].default and name not in OF_THE_MACHINE else ""
         yield f"--{name}={str(value).lower() if isinstance(value, bool) else value}", f"serving.flags.{name}{same}"

@@ -34,6 +34,7 @@ class Configure(ArtifactStage):
         yield Unit(
             name="config",
             reads={
+                "name": pipeline.name,
                 **spread("serving", pipeline.serving.model_dump(mode="json", exclude=set(WHERE_IT_RUNS))),
                 **spread("models", models),
                 "autotune": pipeline.autotune is not None,

@@ -63,7 +63,10 @@ def make(context: Context) -> Outcome:
     clock = Stopwatch()
     client = engine.connect()
     base = builder.base_image(client, pipeline.serving.image)
+    earlier = Image.load(layout)
     image = builder.build(client, layout, pipeline, base)
+    if earlier and (earlier.content, earlier.base["id"]) == (image.content, image.base["id"]):
+        image = replace(image, digest=earlier.digest)  # what was pushed holds the same
     image.save(layout)
     return Outcome("done", f"{_line(image)}, in {clock.seconds:.1f} s", (layout.image_record,))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from launchpad import console
+from launchpad import console, exported
 from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, LaunchpadError, Problem
 from launchpad.examples import Examples, Values, same_answer
@@ -29,6 +29,7 @@ def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callabl
     """
     folder = _overlay(context, overlay)
     stage.check(context)
+    asked_with = _examples(context)
     kubectl = Kubectl(cluster, context.declaration.pipeline.kubernetes.namespace)
     objects = kubectl.build(folder)
     _refuse_images(context, overlay, objects)
@@ -38,10 +39,7 @@ def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callabl
     if difference:
         console.say(difference.rstrip())
         _ask(f"apply this to {cluster}, namespace {kubectl.namespace}?", yes, ask)
-        before = {
-            name: kubectl.run("get", f"deployment/{name}", "--ignore-not-found", "--output=name")
-            for name in deployments
-        }
+        before = {name: _revision(kubectl, name) for name in deployments}
         kubectl.run("apply", f"--kustomize={folder}")
     else:
         console.say("the cluster is as declared")
@@ -49,9 +47,13 @@ def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callabl
     try:
         for deployment in _of_kind(objects, "Deployment"):
             _await(kubectl, deployment)
-        asked = smoke(context, kubectl)
+        asked = smoke(context, kubectl, asked_with)
     except LaunchpadError as error:
         raise GateFailed([*error.problems, *_go_back(kubectl, before)]) from None
+    except KeyboardInterrupt:
+        for problem in _go_back(kubectl, before):
+            console.say(str(problem))
+        raise
     console.say(f"done: {', '.join(deployments)} rolled out; {asked} requests answered as the exporter says", "green")
 
 
@@ -117,7 +119,13 @@ def _events(kubectl: Kubectl) -> str:
     return "\n    ".join(["the last warnings:", *said[-5:]]) if said else ""
 
 
-def smoke(context: Context, kubectl: Kubectl) -> int:
+def _examples(context: Context) -> dict[str, Examples]:
+    """Return each model's examples. Raises EnvironmentFault, before any change, for one that is not exported."""
+    models = context.declaration.pipeline.models
+    return {name: exported.examples(context.layout, name, model.version) for name, model in models.items()}
+
+
+def smoke(context: Context, kubectl: Kubectl, asked_with: Mapping[str, Examples]) -> int:
     """Ask every signature through a port-forward; return how many requests were answered as the exporter says.
 
     Raises GateFailed for those that were not.
@@ -130,8 +138,7 @@ def smoke(context: Context, kubectl: Kubectl) -> int:
     problems, asked = [], 0
     with kubectl.forwarded(what, port) as local:
         client = RestClient(f"http://127.0.0.1:{local}") if ports.rest else GrpcClient(f"127.0.0.1:{local}")
-        for name, model in pipeline.models.items():
-            examples = Examples.load(context.layout.evidence(name, model.version) / "examples.npz")
+        for name, examples in asked_with.items():
             for signature in examples.inputs:
                 for index in range(min(ASKED, len(examples))):
                     fault = _wrong(client, name, signature, examples, index)
@@ -159,17 +166,26 @@ def _wrong(client: RestClient | GrpcClient, model: str, signature: str, examples
     return "" if right else "the answer is not the exporter's"
 
 
+def _revision(kubectl: Kubectl, name: str) -> str:
+    """Return the revision that a Deployment is at; empty where there is none yet.
+
+    It is named when going back: `rollout undo` by itself takes one that was not changed to what it was before that.
+    """
+    annotation = r"{.metadata.annotations.deployment\.kubernetes\.io/revision}"
+    return kubectl.run("get", f"deployment/{name}", "--ignore-not-found", f"--output=jsonpath={annotation}").strip()
+
+
 def _go_back(kubectl: Kubectl, before: dict[str, str]) -> list[Problem]:
-    """Bring the Deployments back to what they were; return what is to be said of it."""
+    """Bring the Deployments back to the revisions that they had; return what is to be said of it."""
     said = []
-    for name, there in before.items():
-        if not there.strip():
+    for name, revision in before.items():
+        if not revision:
             what = f"deployment/{name} is new: there is nothing to go back to, it is left for you to look at"
             said.append(Problem(what, fix=f"kubectl delete deployment/{name} takes it away"))
             continue
         try:
-            kubectl.run("rollout", "undo", f"deployment/{name}")
-            said.append(Problem(f"deployment/{name} was rolled back to its revision before"))
+            kubectl.run("rollout", "undo", f"deployment/{name}", f"--to-revision={revision}")
+            said.append(Problem(f"deployment/{name} was rolled back to its revision {revision}"))
         except EnvironmentFault as fault:
             said.append(Problem(f"deployment/{name} could not be rolled back: {fault.problems[0].what}"))
     return said

@@ -117,7 +117,7 @@ def latest(context: Context, force: bool = False) -> tuple[Measured, dict[str, A
     layout = context.layout
     kept_path = layout.kubernetes_capacity
     kept = files.read_json(kept_path)
-    found = [*_results(context), *([(kept_path, kept)] if kept else [])]
+    found = [*_results(context), *([(kept_path, kept)] if kept and not _asked_otherwise(kept, context) else [])]
     if not found:
         raise EnvironmentFault("no capacity has been measured for the declared traffic and objective", fix=MAKE_ONE)
     found.sort(key=lambda pair: (pair[1]["made"], pair[0] == kept_path), reverse=True)
@@ -151,13 +151,17 @@ def kept_of(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accepted(context: Context) -> Measured:
-    """Return the kept result. Raises EnvironmentFault where there is none, or the models have changed since."""
+    """Return the kept result.
+
+    Raises EnvironmentFault where there is none, or where models, declared traffic or objective have changed since.
+    """
     layout = context.layout
     kept = files.read_json(layout.kubernetes_capacity)
     where = layout.relative(layout.kubernetes_capacity)
     if kept is None:
         raise EnvironmentFault("is not there", where, f"{MAKE_ONE}, then `invoke manifests`")
     reasons = [reason for reason in _other_models(kept, layout) if reason not in kept.get("despite", ())]
+    reasons += _asked_otherwise(kept, context)
     if reasons:
         raise EnvironmentFault([Problem(reason, where, f"{MAKE_ONE}, then `invoke manifests`") for reason in reasons])
     return read(kept, where)
@@ -165,17 +169,25 @@ def accepted(context: Context) -> Measured:
 
 def _results(context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the capacity results of run folders that are for the declared traffic and objective, and found a rate."""
-    pipeline = context.declaration.pipeline
-    declared = pipeline.loadtest.profiles[pipeline.loadtest.profile]
-    traffic = [line.model_dump(mode="json") for line in pipeline.traffic(declared)]
-    objective = pipeline.objectives.p99_ms
     for path in context.layout.results("").glob(f"*/{CAPACITY}"):
         document = files.read_json(path)
         if not isinstance(document, dict) or not document.get("capacity_rps"):
             continue
-        if document.get("traffic") != traffic or (objective and document["objective"]["p99_ms"] != objective):
-            continue
-        yield path, document
+        if not _asked_otherwise(document, context):
+            yield path, document
+
+
+def _asked_otherwise(document: Mapping[str, Any], context: Context) -> list[str]:
+    """Return reasons why a result is not for the declared traffic and objective."""
+    pipeline = context.declaration.pipeline
+    declared = pipeline.traffic(pipeline.loadtest.profiles[pipeline.loadtest.profile])
+    objective, measured = pipeline.objectives.p99_ms, (document.get("objective") or {}).get("p99_ms")
+    reasons = []
+    if document.get("traffic") != [line.model_dump(mode="json") for line in declared]:
+        reasons.append("was measured with other traffic than is declared")
+    if objective and measured != objective:
+        reasons.append(f"was measured for a p99 of {measured} ms; {objective:g} is declared")
+    return reasons
 
 
 def _other_models(document: Mapping[str, Any], layout: Layout) -> list[str]:

@@ -50,7 +50,9 @@ class Simulated:
         lines = chance.choice(len(self.queues), len(times_s), p=np.array(self.shares) / sum(self.shares))
         queues = [replace(queue, times=queue.times.costlier(self.factor)) for queue in self.queues]
         rows = np.array(self.rows or [1] * len(self.queues))[lines]
-        result = simulate(queues, self.threads, self.host, Arrivals.of(times_s, rows, lines), seed)
+        result = simulate(
+            queues, self.threads, self.host.costlier(self.factor), Arrivals.of(times_s, rows, lines), seed
+        )
         return np.nan_to_num(result.latency_s, nan=REFUSED_S)
 
     @functools.cached_property

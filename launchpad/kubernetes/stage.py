@@ -17,6 +17,10 @@ RENDERED = b"# Rendered from pipeline.yaml"
 """How every rendered file begins that can hold a comment."""
 
 
+SCALING_TOLERANCE = 1.1
+"""So many times its target a measured use has to be before Kubernetes adds a pod, unless the cluster has another."""
+
+
 def manifests(context: Context) -> None:
     """Write `k8s/` and say what it follows from.
 
@@ -93,9 +97,18 @@ def server_image(layout: Layout, pipeline: Pipeline) -> ServerImage:
 
 
 def _fitting(context: Context, found: Measured) -> Sizing:
-    """Return the sizing. Raises DeclarationError where the declared demand does not fit into the replica limit."""
+    """Return the sizing. Raises DeclarationError where the declared demand does not fit into the replica limit, and for
+    pods that are given less of the processor than what was measured of them took."""
     declared = context.declaration.pipeline.kubernetes
     sizing = size(declared, found)
+    most_used = SCALING_TOLERANCE * sizing.cpu_target_percent / 100 * sizing.cpu_request
+    if found.cores and sizing.cpu_limit < most_used:
+        raise DeclarationError(
+            f"pods of {sizing.cpu_limit:g} cores never get to {sizing.cpu_target_percent} % of that, at which another "
+            f"is to be started: at its capacity the server used {found.cores:.2f} (run {found.run})",
+            context.declaration.where("kubernetes", "resources", "cpu"),
+            f"declare {found.cores:.1f} or more, or measure the capacity of a server with so few",
+        )
     most = declared.replicas.max
     held = f"a replica works at {sizing.target_rps:,.0f} requests/s"
     for key, needed in (("usual_rps", sizing.replicas_min), ("peak_rps", sizing.peak_replicas or 0)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 from launchpad import console, files
@@ -36,6 +37,8 @@ class Launch(Stage):
             return Outcome("up to date", f"{_describe(running)}, kept running")
         for warning in choice.backend.warnings(context):
             console.say(f"  ! {warning}", "yellow")
+        if running:  # which is ended only where the new one can have its ports
+            _refuse_taken_ports(context, but=(running.rest_port, running.grpc_port))
         deployment.prepare(context.layout, list(context.declaration.pipeline.models))
         stop(context.layout, needed=choice.backend)
         files.publish(context.layout.deployment)
@@ -110,11 +113,12 @@ def _start(context: Context, choice: Choice, content: str) -> Server:
     return server
 
 
-def _refuse_taken_ports(context: Context) -> None:
+def _refuse_taken_ports(context: Context, but: Collection[int] = ()) -> None:
+    """Raise EnvironmentFault for declared ports that something holds, except for some."""
     ports = context.declaration.pipeline.serving.ports
     problems = []
     for name, port in (("rest", ports.rest), ("grpc", ports.grpc)):
-        holder = process.holder(port) if port else None
+        holder = process.holder(port) if port and port not in but else None
         if holder:
             where = context.declaration.where("serving", "ports", name)
             problems.append(Problem(f"port {port} is taken by {holder}", where, "end it, or declare another port"))

@@ -94,7 +94,7 @@ class Probe:
 
     @property
     def holds(self) -> bool:
-        return self.share <= ALLOWED_MISSES and self.failed <= self.tolerated
+        return self.sent > 0 and self.share <= ALLOWED_MISSES and self.failed <= self.tolerated
 
     @property
     def clear(self) -> bool:

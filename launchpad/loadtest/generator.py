@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,8 @@ LOG = "locust.log"
 USER_CLASS = "DeclaredTraffic"
 LOAD, PROCESSES = "LAUNCHPAD_LOAD", "LAUNCHPAD_PROCESSES"
 GRACE_S = 60.0
-"""How much longer than declared a run may take, starting its users included, before it is ended."""
+"""How much longer than declared a run may take, once it measures, before it is ended. Until then its users start, and
+workers on other hosts are waited for, as long as that takes."""
 
 NICENESS = 19
 PIPE_BYTES = 1 << 20
@@ -154,8 +156,9 @@ def _follow(
     observe: Observe,
 ) -> None:
     """Keep what the generator hands over until it ends; end it early when the server dies or time runs out."""
-    deadline = time.monotonic() + profile.duration_s + GRACE_S
+    deadline = math.inf
     for part in _parts(generator):
+        deadline = min(deadline, time.monotonic() + profile.duration_s + GRACE_S)
         writer.add(part["second"], part["lines"])
         ending.note(part)
         ended = how_ended()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,33 +31,50 @@ NEAR_STEP = 1.1
 TIME_LIMIT_S = 240.0
 
 
+Lines = Collection[dict[str, Any]]
+"""What a process, or all of them, recorded of each line of traffic in a second."""
+
+
 @dataclass
 class _Observer:
     """Counts a probe's misses as its seconds come in, and ends it when they are clear.
 
-    The first second, in which connections are opened, does not count. `misses` counts from when requests were due;
-    `of_server` from when they were sent, and those that no connection was free for.
+    The first second, in which connections are opened, does not count. A second counts when all `processes` have handed
+    it over. `misses` counts from when requests were due; `of_server` from when they were sent, and those that no
+    connection was free for. Of the last part, handed over after all answers that come have come, what failed counts:
+    requests that were never answered are in no second.
     """
 
     objective_us: float
+    processes: int = 1
     misses: Misses = field(default_factory=Misses)
     of_server: Misses = field(default_factory=Misses)
     failures: int = 0
+    _handed_over: defaultdict[int, list[Lines]] = field(default_factory=lambda: defaultdict(list))
 
     def __call__(self, part: dict[str, Any]) -> bool:
-        if part["second"] == 0 or part["last"]:
+        if part["second"] == 0:
             return True
-        lines = part["lines"].values()
-        failures = sum(many for line in lines for _, _, many in line["failures"])
-        sent = sum(line["answered"] for line in lines) + failures
-        if sent:
-            self.failures += failures
-            self.misses.seconds.append((sent, failures + self._late(lines, RESPONSE)))
-            held = sum(line["held"] for line in lines)
-            self.of_server.seconds.append((sent, min(sent, failures + held + self._late(lines, SERVICE))))
+        if part["last"]:
+            if self.misses.clear is None:
+                self._count(part["lines"].values(), only_failures=True)
+            return True
+        parts = self._handed_over[part["second"]]
+        parts.append(part["lines"].values())
+        if len(parts) == self.processes:
+            self._count([line for lines in self._handed_over.pop(part["second"]) for line in lines])
         return self.misses.clear is None
 
-    def _late(self, lines: Iterable[dict[str, Any]], kind: str) -> int:
+    def _count(self, lines: Lines, only_failures: bool = False) -> None:
+        failures = sum(many for line in lines for _, _, many in line["failures"])
+        sent = failures + (0 if only_failures else sum(line["answered"] for line in lines))
+        if sent:
+            held = sum(line["held"] for line in lines)
+            self.failures += failures
+            self.misses.seconds.append((sent, min(sent, failures + self._late(lines, RESPONSE))))
+            self.of_server.seconds.append((sent, min(sent, failures + held + self._late(lines, SERVICE))))
+
+    def _late(self, lines: Lines, kind: str) -> int:
         kept = (unpacked(line["latencies"][kind]) for line in lines if kind in line["latencies"])
         return sum(int((latencies_us > self.objective_us).sum()) for latencies_us in kept)
 
@@ -127,7 +145,7 @@ def _probe(
 ) -> Probe:
     folder.mkdir(parents=True)
     profile = OpenLoop(loop="open", rate_rps=rate, duration_s=PROBE_S, traffic=traffic, seed=int(rate))
-    observer, ending = _Observer(p99_ms * 1000), generator.Ending()
+    observer, ending = _Observer(p99_ms * 1000, context.processes), generator.Ending()
     clock, before = Stopwatch(), machine.usage(server.pid)
     generator.drive(context.layout, lambda: how_ended(server), profile, context.processes, folder, ending, observer)
     after, seconds = machine.usage(server.pid), clock.seconds

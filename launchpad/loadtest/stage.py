@@ -130,7 +130,12 @@ def profile_of(context: Context) -> tuple[str, Profile]:
 
 
 def refuse_absent(server: Server) -> None:
-    client = RestClient(server.rest_url or "", timeout_s=5)
+    """Raise EnvironmentFault if the server does not answer; one without REST, if it has ended."""
+    if not server.rest_url:
+        if ended := how_ended(server):
+            raise EnvironmentFault(f"the launched server has ended: {ended}", fix="run `invoke launch`")
+        return
+    client = RestClient(server.rest_url, timeout_s=5)
     try:
         for model in server.models:
             client.states(model)
@@ -172,7 +177,8 @@ def _summarise(context: Context, run: Run) -> dict[str, Any]:
     """Write `summary.json` and `totals.csv` from the run's artifacts, and the run into the store."""
     pipeline, ending = context.declaration.pipeline, run.ending
     traffic = pipeline.traffic(run.profile)
-    measured = summary.of_folder(run.folder, {line.line: line.model for line in traffic}, ending.measured_s)
+    measured_s = min(ending.measured_s, run.profile.duration_s)  # answers that were waited for at the end took longer
+    measured = summary.of_folder(run.folder, {line.line: line.model for line in traffic}, measured_s)
     if not measured["totals"]["requests"]:
         ending.fail(f"nothing was measured; see {generator.LOG}")
     gates = summary.objectives(measured, pipeline.objectives)

@@ -110,7 +110,7 @@ def objectives(measured: dict[str, Any], declared: Objectives) -> list[Gate]:
             why = "no request was answered"
             gates.append(Gate(f"p99 of {name}", model["p99_ms"], "<=", declared.p99_ms, "ms", why))
         if declared.error_rate is not None:
-            share = None if model["success_rate"] is None else 1 - model["success_rate"]
+            share = model["failures"] / model["requests"] if model["requests"] else None
             gates.append(Gate(f"error rate of {name}", share, "<=", declared.error_rate, why="no request was sent"))
     if declared.throughput_rps is not None:
         rate = measured["totals"]["throughput_rps"]

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 from google.protobuf.message import DecodeError
 
+from launchpad import exported
 from launchpad.client import PREDICT, array, columns, plain, predict_request
 from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault
@@ -73,12 +74,13 @@ def lines(declaration: Declaration, traffic: Sequence[Traffic]) -> list[Line]:
     cache: dict[str, Examples] = {}
     made = []
     for line in traffic:
-        path = layout.evidence(line.model, declaration.pipeline.models[line.model].version) / "examples.npz"
-        if not path.exists():
-            raise EnvironmentFault(f"{line.model} has no examples", layout.relative(path), "run `invoke export`")
-        examples = cache.setdefault(line.model, Examples.load(path))
+        version = declaration.pipeline.models[line.model].version
+        if line.model not in cache:
+            cache[line.model] = exported.examples(layout, line.model, version)
+        examples = cache[line.model]
         if line.signature not in examples.inputs:
-            raise EnvironmentFault(f"{line.model} has no examples for {line.signature}", layout.relative(path))
+            place = layout.relative(layout.examples(line.model, version))
+            raise EnvironmentFault(f"{line.model} has no examples for {line.signature}", place)
         made.append(Line(line, [_request(declaration, line, examples, index) for index in range(REQUESTS)]))
     return made
 

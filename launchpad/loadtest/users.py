@@ -115,16 +115,25 @@ class ClosedLoopUser(ModelUser):
 
     @task
     def ask(self) -> None:
+        """Ask on until Locust takes the user away: a request that is under way then is waited for all the same."""
+        self._leaving = False
+        asking = gevent.spawn(self._ask_on)
+        try:
+            asking.get()
+            gevent.sleep(duration_s)
+        finally:
+            self._leaving = True
+
+    def _ask_on(self) -> None:
         connections: dict[str, Connection] = {}
         pause_s = self.wait_time()
-        while not self.conductor.closing:
+        while not (self.conductor.closing or self._leaving):
             line, request = next(self._requests)
             if line.protocol not in connections:
                 connections[line.protocol] = self._connection(line)
             self._call(connections[line.protocol], line, request, time.perf_counter_ns())
             if pause_s:
                 gevent.sleep(pause_s)
-        gevent.sleep(duration_s)
 
 
 class OpenLoopUser(ModelUser):

@@ -388,7 +388,7 @@ class BatchRunner:
         try:
             if latest <= dequeued:
                 raise ServingError(Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue")
-            result.padded_size = self.queue.options.padded(batch.size)
+            result.padded_size = self.queue.options.padded(batch.size) if batch.size else 0
             merged = self._merge(batch, result.padded_size)
             result.ran = True
             outputs = self._run_step(merged, latest, in_caller)
@@ -410,8 +410,10 @@ class BatchRunner:
             self._agree(name, parts)
             if self.queue.options.pad_variable_length_inputs:
                 parts = _pad_all(parts)
-            filler = parts[-1].rows(0, 1)
-            merged.append(concatenate(parts + [filler] * (padded_size - batch.size)))
+            if padded_size > batch.size:
+                filler = next(part for part in reversed(parts) if part.shape[0]).rows(0, 1)
+                parts = [*parts, *[filler] * (padded_size - batch.size)]
+            merged.append(concatenate(parts))
         return merged
 
     def _agree(self, name: str, parts: Sequence[Tensor]) -> None:

@@ -67,10 +67,20 @@ def single_model(options: Options) -> dict[str, ModelSettings]:
     return {options.model_name: ModelSettings(options.model_name, path, VersionPolicy(), {})}
 
 
-def read_model_config(path: str) -> dict[str, ModelSettings]:
-    """The models in a ModelServerConfig file. Raises ConfigError, naming the file and where it can the line."""
+def read_model_config(path: str, instead: bool = False) -> dict[str, ModelSettings]:
+    """The models in a ModelServerConfig file. Raises ConfigError, naming the file and where it can the line.
+
+    instead: it is to take the place of a list of models, so that one without a list, such as a file that is being
+    written, is refused.
+    """
+    message = _read(path, ModelServerConfig())
+    if instead and message.WhichOneof("config") is None:
+        raise ConfigError(
+            f"{path}: Cannot transition to requested config. It is only legal to transition from one ModelConfigList "
+            "to another."
+        )
     try:
-        return model_settings(_read(path, ModelServerConfig()))
+        return model_settings(message)
     except ServingError as error:
         raise ConfigError(f"{path}: {error.message}") from None
 
@@ -125,11 +135,16 @@ class BatchThreads:
 
 def batch_threads(options: Options) -> BatchThreads:
     """The size and name of the batch thread pool."""
+    if options.batching_parameters_file and not options.enable_batching:
+        raise ConfigError(
+            "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
+        )
     message = _batching_message(options.batching_parameters_file)
     count = message.num_batch_threads.value if message.HasField("num_batch_threads") else schedulable_cpus()
     if count < 1:
         raise ConfigError(f"{options.batching_parameters_file}: num_batch_threads must be positive; was {count}")
-    return BatchThreads(count, message.thread_pool_name.value)
+    unnamed = "" if options.batching_parameters_file else "model_server_batch_threads"
+    return BatchThreads(count, message.thread_pool_name.value or unnamed)
 
 
 def _batching_message(path: str) -> Any:

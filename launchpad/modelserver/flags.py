@@ -108,7 +108,7 @@ class Options:
     version: bool = _flag(False, "Prints the version and exits.")
     monitoring_config_file: str = _flag("", "MonitoringConfig in text format: turns the metrics page on.")
     remove_unused_fields_from_bundle_metagraph: bool = _flag(
-        True, "Drops the parts of a MetaGraphDef that serving does not use."
+        True, "Drops the parts of a MetaGraphDef that serving does not use.", supported=False
     )
     prefer_tflite_model: bool = _flag(False, "Serves model.tflite where a version has one.", supported=False)
     num_tflite_pools: int = _flag(

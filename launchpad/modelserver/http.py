@@ -7,6 +7,7 @@ limited in size, and all bodies under way together in memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,22 +89,24 @@ def parse_head(data: bytes) -> Head:
     """Parse a head that ends with its empty line; raises BadRequest."""
     reader = _HeadReader()
     try:
-        reader.parser.feed_data(data)
+        with contextlib.suppress(httptools.HttpParserUpgrade):  # which a server may ignore (RFC 9110, section 7.8)
+            reader.parser.feed_data(data)
         url = httptools.parse_url(reader.url)
-    except httptools.HttpParserUpgrade:
-        raise BadRequest(400, "Upgrades are not supported") from None
     except httptools.HttpParserError as error:
         raise BadRequest(400, f"Malformed HTTP request: {error}") from None
     headers = reader.headers
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 18:
         raise BadRequest(400, "Malformed Content-Length")
+    coding = headers.get(b"transfer-encoding", b"").lower()
+    if coding not in (b"", b"chunked"):
+        raise BadRequest(501, "The transfer coding is not supported")
     return Head(
         reader.parser.get_method().decode("latin-1"),
         (url.path or b"/").decode("latin-1"),
         reader.keep_alive,
         int(length),
-        headers.get(b"transfer-encoding", b"").lower() == b"chunked",
+        coding == b"chunked",
         headers.get(b"content-encoding", b"").lower() == b"gzip",
         headers.get(b"expect", b"").lower() == b"100-continue",
     )
@@ -133,7 +136,8 @@ class GatheredWriter:
         """Write what was held back."""
         waiting, self._waiting = self._waiting, []
         for transport, data in waiting:
-            transport.write(data)
+            if not transport.is_closing():  # else its client is gone
+                transport.write(data)
 
 
 class HttpServer:
@@ -182,6 +186,7 @@ class HttpServer:
     def close_idle(self) -> None:
         """From now on close each connection when it has no request under way."""
         self.closing = True
+        self.writer.flush()
         for connection in list(self.connections):
             connection.close_if_idle()
 
@@ -199,6 +204,7 @@ class HttpConnection(asyncio.Protocol):
         self._paused = False
         self._unread = False
         self._discarding = False
+        self._over = False  # the client sends nothing more
         self._progress = monotonic()
 
     def connection_made(self, transport: Any) -> None:
@@ -237,20 +243,24 @@ class HttpConnection(asyncio.Protocol):
             self._advance()
 
     def eof_received(self) -> bool:
+        self._over = True
         return self._busy and not self._discarding
 
     def _advance(self) -> None:
-        """Handle the requests that are complete."""
+        """Handle the requests that are complete; end when no more can become so."""
         try:
             while not (self._busy or self._unread or self._discarding) and self._transport is not None:
                 if self._head is None and not self._take_head():
-                    return
+                    break
                 body = self._take_body()
                 if body is None:
-                    return
+                    break
                 self._handle(body)
         except BadRequest as error:
             self._refuse(error.response)
+        if self._over and not (self._busy or self._unread or self._discarding):
+            self._server.writer.flush()
+            self._end()
 
     def _take_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
@@ -302,7 +312,8 @@ class HttpConnection(asyncio.Protocol):
         self._busy = False
         if self._transport is None:
             return
-        self._write(response, keep_alive=head.keep_alive and not self._server.closing, bare=head.method == "HEAD")
+        more = head.keep_alive and not self._server.closing and (self._buffer or not self._over)
+        self._write(response, keep_alive=bool(more), bare=head.method == "HEAD")
         if self._paused and not self._unread and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()

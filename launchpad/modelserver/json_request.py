@@ -124,6 +124,8 @@ def _quick_numbers(values: Any, dtype: int, body: bytes) -> Tensor | None:
     while isinstance(inner, simdjson.Array):
         shape.append(len(inner))
         inner = inner[0]
+    if prod(shape) > len(body):  # a nest that is not regular
+        return None
     single = prod(shape[:-1]) == 1
     if not (_has_brackets(body, len(shape)) if single else _is_regular(body, tuple(shape))):
         return None
@@ -143,16 +145,21 @@ def _has_brackets(body: bytes, count: int) -> bool:
 
 
 def _is_regular(body: bytes, shape: Shape) -> bool:
-    return body.translate(None, _NOT_STRUCTURE).strip(b",") == _structure(shape)
+    return body.translate(None, _NOT_STRUCTURE).strip(b",") == _list_of(shape[0], _structure(shape[1:]))
 
 
 @lru_cache(maxsize=64)
 def _structure(shape: Shape) -> bytes:
-    """What is left of a nest of lists of this shape when only brackets and commas are kept."""
+    """What is left of a nest of lists of this shape when only brackets and commas are kept; kept for rows, since a
+    client's are of one shape however many it sends."""
     structure = b""
     for size in reversed(shape):
-        structure = b"[" + b",".join([structure] * size) + b"]"
+        structure = _list_of(size, structure)
     return structure
+
+
+def _list_of(size: int, structure: bytes) -> bytes:
+    return b"[" + b",".join([structure] * size) + b"]"
 
 
 def _quick_strings(values: Any) -> Tensor | None:

@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 _API_PREFIX = "/v1/"
 _TARGET = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
+_VERSION_DIGITS = 19
+"""Of the largest int64."""
 _PREDICTION = re.compile(rf"(?i:/v1/models/(?P<name>[^/:]+){_TARGET}:(?P<method>classify|regress|predict))")
 _STATUS = re.compile(rf"(?i:/v1/models(?:/(?P<name>[^/:]+))?{_TARGET}(?:/(?P<method>metadata))?)")
 _NOT_FOUND = Response(
@@ -67,9 +69,10 @@ def parse_path(http_method: str, path: str) -> Route:
     match = pattern.fullmatch(path) if pattern else None
     if match is None:
         raise invalid_argument(f"Malformed request: {http_method} {path}")
-    version = int(match["version"]) if match["version"] else None
-    if version is not None and version >= 1 << 63:
-        raise invalid_argument(f"Failed to convert version: {match['version']} to numeric.")
+    digits = match["version"]
+    if digits and (len(digits.lstrip("0")) > _VERSION_DIGITS or int(digits) >= 1 << 63):
+        raise invalid_argument(f"Failed to convert version: {digits} to numeric.")
+    version = int(digits) if digits else None
     label = unquote(match["label"]) if match["label"] else None
     method = match["method"] or ""
     if method != method.lower():

@@ -329,6 +329,8 @@ def _strings_to_c(api: Any, value: Tensor) -> int:
     Such elements own nothing: TensorFlow copies what it keeps, and the whole is freed with the tensor.
     """
     strings = value.strings
+    if len(strings) != prod(value.shape):
+        raise invalid_argument(f"Tensor of shape {list(value.shape)} has {len(strings)} strings")
     headers = bytearray(_STRING_SIZE * len(strings))
     offset = len(headers)
     for index, text in enumerate(strings):

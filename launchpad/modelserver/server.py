@@ -29,7 +29,7 @@ from .metrics import Metrics
 from .rest import RestApi
 from .runtime import Session, Step, prepare
 from .servable import Plan, Runner, Servable
-from .status import ServingError
+from .status import Code, ServingError
 from .warmup import has_requests, replay
 
 _log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class ServableLoader:
             raise
         except OSError as error:
             servable.close()
-            raise StartError(f"cannot read the warmup requests of {path}: {error.strerror}") from None
+            raise ServingError(Code.INTERNAL, f"cannot read the warmup requests of {path}: {error.strerror}") from None
         seconds = perf_counter() - started
         self._count(lambda: self._metrics.warmup_latency.cell(path, "OK").add(int(seconds * 1e6)))
         _log.info(
@@ -298,7 +298,7 @@ class ModelServer:
         while True:
             await asyncio.sleep(self._options.model_config_file_poll_wait_seconds)
             try:
-                models = config.read_model_config(self._options.model_config_file)
+                models = config.read_model_config(self._options.model_config_file, instead=bool(self._models))
                 if models != self._models:
                     await self.reconfigure(models)
             except (config.ConfigError, ServingError) as error:

@@ -15,7 +15,7 @@ from launchpad.client import ServerError
 from launchpad.errors import DeclarationError, GateFailed, LaunchpadError, Problem
 from launchpad.gates import Gate
 from launchpad.release import checklist, record
-from launchpad.release.candidate import Candidate, Finding, Line
+from launchpad.release.candidate import Candidate, Finding, Line, count
 from launchpad.release.gates.models import exported
 from launchpad.release.table import GATES
 from launchpad.server import Server
@@ -82,9 +82,14 @@ def _evaluate(candidate: Candidate, today: datetime.date) -> list[Line]:
 
 
 def _find(candidate: Candidate, title: str, gate: Any) -> Finding:
-    """Evaluate a gate; what keeps it from being evaluated is why it was not run."""
+    """Evaluate a gate; what keeps it from being evaluated is why it was not run.
+
+    A check of its own that fails on the way, such as that any rate holds, is one that the gate allows none of.
+    """
     try:
         return gate(candidate)
+    except GateFailed as error:
+        return count(title, [f"{problem.where}: {problem.what}".removeprefix(": ") for problem in error.problems])
     except LaunchpadError as error:
         why = "; ".join(f"{problem.where}: {problem.what}".removeprefix(": ") for problem in error.problems)
     except ServerError as error:

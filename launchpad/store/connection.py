@@ -40,11 +40,18 @@ def locate(declaration: Declaration) -> URL:
 
 
 def writer(url: URL) -> Engine:
-    """Return an engine whose transactions write, one after the other. Makes the folder of an SQLite file."""
+    """Return an engine whose transactions write, one after the other. Makes the folder of an SQLite file.
+
+    Raises EnvironmentFault where that cannot be made.
+    """
     if url.get_backend_name() == "postgresql":
         arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "options": f"-c lock_timeout={LOCK_TIMEOUT_S * 1000:.0f}ms"}
         return create_engine(url, poolclass=NullPool, connect_args=arguments)
-    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(str(url.database)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"the store's folder cannot be made: {error.strerror}", str(folder)) from None
     engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": LOCK_TIMEOUT_S})
     # The driver would begin transactions late, so that two writers could each hold what the other needs.
     event.listen(engine, "connect", _begin_by_hand)

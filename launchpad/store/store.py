@@ -216,17 +216,23 @@ def _gate(row: Row, at: datetime.datetime) -> Row:
 
 
 def _seconds(run: str, folder: Path) -> list[Row]:
+    """Return a row for each second and line. A process that came too late for a second has one of its own in the
+    history: requests add up, and of percentiles, which do not, the larger stands."""
     if not (folder / runfolder.HISTORY).exists():
         return []
     latencies = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
-    return [
-        {
-            **{key: row[key] for key in ("second", "line", "requests", "failures")},
-            **{key: float(row[key]) if row[key] else None for key in latencies},
-            "run": run,
-        }
-        for row in runfolder.read_history(folder)
-    ]
+    rows: dict[tuple[int, str], Row] = {}
+    for read in runfolder.read_history(folder):
+        row = rows.setdefault(
+            (read["second"], read["line"]),
+            {"second": read["second"], "line": read["line"], "requests": 0, "failures": 0, "run": run},
+        )
+        row["requests"] += read["requests"]
+        row["failures"] += read["failures"]
+        for key in latencies:
+            known = [value for value in (row.get(key), float(read[key]) if read[key] else None) if value is not None]
+            row[key] = max(known, default=None)
+    return list(rows.values())
 
 
 def _histograms(run: str, folder: Path) -> list[Row]:

@@ -176,7 +176,7 @@ class Bench:
 
 
 def _link(target: Path, link: Path) -> None:
-    if not link.is_symlink():
+    if not (link.is_symlink() and link.readlink() == target):
         files.remove(link)
         link.symlink_to(target)
 

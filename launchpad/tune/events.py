@@ -312,11 +312,13 @@ def run(
         )
         if what < 0:
             break
-        if wait > (paced + 1) * pace_s - now:
+        if active > 0 and wait > (paced + 1) * pace_s - now:
             wait, what = (paced + 1) * pace_s - now, PACE_CHANGES
             paced += 1
         if wait > 0:
             now += wait
+            if active == 0:
+                paced = int(now / pace_s)
             work_clock += wait * pace
             batch_busy += wait * threads_busy
             work_done += wait * share * (fronts_busy + jobs * batch_cores)

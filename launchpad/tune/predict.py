@@ -122,7 +122,7 @@ def capacity(
         return limits.hold(model.at(chosen, rate, _enough(requests, limits, rate), rows))
 
     low, high, step = None, None, 1.1
-    rate = guess_rps
+    rate = max(1.0, guess_rps)
     while low is None or high is None or high / low > RESOLUTION:
         if rate < 1 or rate > 1e7:
             return low or 0.0
@@ -199,7 +199,7 @@ class Goal:
 @dataclass(frozen=True)
 class Expected:
     """What is expected of a configuration: the goal's value with the interval that the costs' doubt gives, nan where
-    the limits do not hold."""
+    the limits do not hold: `low` may be it where the highest rate is best, else `high`."""
 
     chosen: Configuration
     value: float
@@ -259,7 +259,8 @@ def expected(model: Model, chosen: Configuration, goal: Goal, near: float = math
         value(model.costlier(factor), chosen, goal, guess, FINE_REQUESTS, rows)
         for factor in (1.0, 1 + DOUBT, 1 - DOUBT)
     )
-    return Expected(chosen, middle, *sorted((worse, better), key=lambda x: (math.isnan(x), x)))
+    nothing = -math.inf if goal.higher_is_better else math.inf
+    return Expected(chosen, middle, *sorted((worse, better), key=lambda x: nothing if math.isnan(x) else x))
 
 
 def _worth(found: float, goal: Goal, chosen: Configuration) -> tuple[float, tuple[int, ...]]:

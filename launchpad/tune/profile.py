@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -377,6 +378,16 @@ def _answered_rps(profile: Profile, threads: int, request_threads: int) -> float
     result = simulate([Queue(queue, profile.times())], threads, profile.host(request_threads), arrivals)
     answered_s, length_s = arrivals.times_s + result.latency_s, arrivals.times_s[-1]
     return float((answered_s <= length_s).sum() / length_s)
+
+
+def threads_flag(line: Traffic) -> str:
+    """Return the server's flag that says on how many such requests it works at once."""
+    return "grpc_max_threads" if line.protocol == "grpc" else "rest_api_num_threads"
+
+
+def request_threads(line: Traffic, flags: Mapping[str, Any], cores: int) -> int:
+    """Return on how many requests a server works at once, by its flags or TensorFlow Serving's default."""
+    return int(flags.get(threads_flag(line), 0) or 4 * cores)
 
 
 def deep_queue(line: Traffic) -> BatchQueue:

@@ -47,6 +47,7 @@ from launchpad.tune.profile import (
     Use,
     calibrated,
     deep_queue,
+    request_threads,
 )
 
 SIZE_TIME_S = 0.2
@@ -91,8 +92,15 @@ class Window:
 def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advance: Callable[[str], None]) -> Profile:
     """Measure a line of traffic on servers of the bench, which are ended.
 
-    Raises EnvironmentFault if a server does not start, does not answer, or has no metrics page.
+    Raises EnvironmentFault if a server does not start, does not answer, or has no metrics page, and for requests of
+    more rows than SIZES has.
     """
+    if line.batch > SIZES[-1]:
+        raise EnvironmentFault(
+            f"requests of {line.batch} rows: a profile tells of {SIZES[-1]} at most",
+            f"loadtest, {line.line}",
+            "profile a line of traffic with smaller requests",
+        )
     began = time.monotonic()
 
     def asked(rate_rps: float, users: int, rows: int = line.batch) -> Use:
@@ -176,8 +184,9 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         otherwise=otherwise,
         measured=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    request_threads = int(bench.flags.get("rest_api_num_threads", 0) or 4 * cores)
-    return replace(calibrated(profile, request_threads), seconds=round(time.monotonic() - began, 1))
+    return replace(
+        calibrated(profile, request_threads(line, bench.flags, cores)), seconds=round(time.monotonic() - began, 1)
+    )
 
 
 def highest_rate(bench: Bench, line: Traffic, about_rps: float) -> Use:

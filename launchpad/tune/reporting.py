@@ -129,11 +129,11 @@ def why(done: Tuning) -> str:
     rate = done.goal.rate_rps or best.value * 0.9
     result = model.at(best.chosen, rate, 30_000, done.line.batch)
     times, batches = done.profile, done.profile.batch_s
-    alone, many = batches[1] * 1e6, batches[min(16, len(batches) - 1)] * 1e6 / 16
+    one, many = batches[1] * 1e6, batches[min(16, len(batches) - 1)] * 1e6 / 16
     added = times.task_s[min(16, len(batches) - 1)] * 1e6
     costs = (
         f"A request costs {times.front_s * 1e6:.0f} µs of processor time outside the model; the model takes "
-        f"{alone:.0f} µs for one row and {many:.0f} µs a row in a batch of 16; to work on so many at once "
+        f"{one:.0f} µs for one row and {many:.0f} µs a row in a batch of 16; to work on so many at once "
         f"{'costs' if added > 0 else 'saves'} {abs(added):.0f} µs a request."
     )
     value = f"{_number(best.value)} {done.goal.unit} ({_number(best.low)} to {_number(best.high)})"
@@ -180,6 +180,8 @@ def _pareto(axes: Any, done: Tuning) -> None:
     shown = list(dict.fromkeys(one.chosen for one in done.measured))
     for chosen, color in zip(shown, drawing.SERIES * 3, strict=False):
         own = sorted(_points([one for one in done.measured if one.chosen == chosen]))
+        if not own:  # nothing was answered
+            continue
         label = _label(done, chosen)
         axes.plot(*zip(*own, strict=True), "o-", color=color, markersize=3, linewidth=0.8, alpha=0.8, label=label)
         points += own

@@ -62,7 +62,7 @@ def show_tuning(context: Context, model: str | None) -> None:
         console.say(reporting.why(done))
         for doubt in reporting.doubts(done):
             console.say(f"  ! {doubt}", "yellow")
-        for flag, value in tuning.missing_flags(context, done.best.chosen).items():
+        for flag, value in tuning.missing_flags(context, done.line, done.best.chosen).items():
             console.say(f"  ! it was measured with {flag} {value}: declare it in serving.flags", "yellow")
         if done.skipped:
             console.say(f"  ! time was over before {len(done.skipped)} configurations were measured", "yellow")
@@ -84,7 +84,7 @@ def show_explanation(context: Context, model: str | None, parameters: str) -> No
     """
     for name in tuning.models_of(context, model):
         found = profile.load(context.layout, name)
-        chosen = parse(parameters, tuning.request_threads(context)[0]) if parameters else None
+        chosen = parse(parameters, tuning.request_threads(context, found.traffic)[0]) if parameters else None
         explain(context, found, chosen or tuning.declared_configuration(context, name))
         kept = context.layout.relative(context.layout.service_profile(name))
         console.say(f"  costs of {found.measured[:10]} ({kept}); `invoke tune` tries whether they still hold")

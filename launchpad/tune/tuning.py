@@ -1,7 +1,7 @@
 """`invoke tune`: the whole grid by simulation, the few that could be best by measurement, the best of these kept.
 
 What was measured is kept as it comes in, in `.launchpad/tune/<model>/progress.json`: a run that was interrupted goes on
-from there, as long as model, machine, server and goal are the same.
+from there, as long as model, machine, profile, server, flags and goal are the same.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import datetime
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from launchpad import batching, console, files, machine, notes, runfolder, tuned
+from launchpad import batching, console, exported, files, machine, notes, runfolder, tuned
 from launchpad.backends import choose
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
-from launchpad.examples import Examples
 from launchpad.layout import Layout
 from launchpad.spec import Batching, BatchQueue, Traffic
 from launchpad.stage import Context, Stopwatch
@@ -47,7 +46,7 @@ class Measured:
     """A configuration, measured once: the goal's value and its interval (None: the limits do not hold at any rate).
 
     probes: (rate in requests/s, p50 ms, p99 ms, share missed) of each rate that was tried. limited: how the load
-    generator was in the way, in which case the value is not used. nearest_p99_ms: the lowest p99 that was seen.
+    generator was in the way, in which case the value is not used.
     """
 
     chosen: Configuration
@@ -58,7 +57,6 @@ class Measured:
     limited: str
     run: str
     seconds: float
-    mean_batch: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,14 +164,11 @@ def measure_profile(context: Context, model: str) -> profile.Profile:
     layout = context.layout
     line = line_of(context, model)
     bench = Bench(context.declaration, workplace(layout, model) / "bench", [line])
-    version = context.declaration.pipeline.models[model].version
-    path = layout.evidence(model, version) / "examples.npz"
-    if not path.exists():
-        raise EnvironmentFault(f"{model} has no examples to send", layout.relative(path), "run `invoke export`")
+    examples = exported.examples(layout, model, context.declaration.pipeline.models[model].version)
     steps = iter(range(1, 100))
     with console.progress(f"profile of {line.line}") as advance:
         found = profiling.measure(
-            bench, line, Examples.load(path), tuned.model_digest(layout, model), lambda _: advance(next(steps), 8)
+            bench, line, examples, tuned.model_digest(layout, model), lambda _: advance(next(steps), 8)
         )
     profile.save(layout, found)
     return found
@@ -217,24 +212,26 @@ def declared_configuration(context: Context, model: str) -> Configuration:
     found = batching.effective(context.declaration)
     queue = found.queues[model]
     threads = found.server.num_batch_threads if queue and isinstance(found.server, Batching) else 1
-    return Configuration(queue, threads, request_threads(context)[0])
+    return Configuration(queue, threads, request_threads(context, line_of(context, model))[0])
 
 
-def request_threads(context: Context) -> tuple[int, ...]:
+def request_threads(context: Context, line: Traffic) -> tuple[int, ...]:
     """Return the numbers of request threads to consider, the declared one first."""
-    flags = context.declaration.pipeline.serving.flags
-    cores = int(machine.describe()["cores"])
-    declared = int(flags.get("rest_api_num_threads", 0) or 4 * cores)
-    return (declared, *(many for many in context.declaration.pipeline.tune.request_threads if many != declared))
+    pipeline = context.declaration.pipeline
+    declared = profile.request_threads(line, pipeline.serving.flags, int(machine.describe()["cores"]))
+    return (declared, *(many for many in pipeline.tune.request_threads if many != declared))
 
 
-def missing_flags(context: Context, chosen: Configuration) -> dict[str, int]:
-    """Return the flags that a configuration needs and that neither the declaration nor their default says."""
-    declared, usual = context.declaration.pipeline.serving.flags, request_threads(context)[0]
+def missing_flags(context: Context, line: Traffic, chosen: Configuration) -> dict[str, int]:
+    """Return the flags that a configuration needs for such requests and that neither the declaration nor their default
+    says."""
+    declared = context.declaration.pipeline.serving.flags
+    threads = profile.request_threads(line, declared, int(machine.describe()["cores"]))
+    now = {**declared, profile.threads_flag(line): threads}
     return {
         flag: value
         for flag, value in chosen.flags.items()
-        if declared.get(flag, usual if flag != profile.INTRA_OP else None) != value
+        if flag in (profile.threads_flag(line), profile.INTRA_OP) and now.get(flag) != value
     }
 
 
@@ -248,36 +245,37 @@ def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     for doubt in profile.doubts(found, context.layout):
         console.say(f"  ! {doubt}", "yellow")
     operation_threads = (0, found.otherwise.threads) if found.otherwise else (0,)
-    considered = predict.grid(
-        found.machine["cores"], request_threads(context), line.batch, operation_threads=operation_threads
-    )
-    least = _least(found, goal, considered, line.batch)
-    if goal.kind == "rate" and not any(goal.limits.hold(at) for at in least.values()):
-        raise GateFailed(_unreachable(found, goal, considered, line.batch))
+    threads = request_threads(context, line)
+    considered = predict.grid(found.machine["cores"], threads, line.batch, operation_threads=operation_threads)
+    if goal.kind == "rate":
+        least = _least(found, goal, considered, line.batch)
+        if not any(goal.limits.hold(at) for at in least.values()):
+            raise GateFailed(_unreachable(least, goal))
     with console.progress(f"simulates {len(considered)} configurations") as advance:
         ranked = predict.rank(Model.of(found), considered, goal, advance, line.batch, found.machine["cores"])
     if math.isnan(ranked[0].value):
-        raise GateFailed(_unreachable(found, goal, considered, line.batch))
+        raise GateFailed(_unreachable(_least(found, goal, considered, line.batch), goal))
     named = {
-        "off": Configuration(None, 1, request_threads(context)[0]),
-        "widespread": Configuration(WIDESPREAD, WIDESPREAD_THREADS, request_threads(context)[0]),
+        "off": Configuration(None, 1, threads[0]),
+        "widespread": Configuration(WIDESPREAD, WIDESPREAD_THREADS, threads[0]),
         "declared": declared_configuration(context, model),
     }
     few = predict.worth_measuring(ranked, goal, context.declaration.pipeline.tune.candidates)
     chosen = list(dict.fromkeys([few[0], *named.values(), *few]))
     flags = repr(sorted(context.declaration.pipeline.serving.flags.items()))
-    key = files.digest([found.model_digest, found.backend, machine.describe(), repr(goal), line.line, flags])
-    progress = Progress.at(workplace(context.layout, model) / "progress.json", key)
+    what = [found.model_digest, found.backend, machine.describe(), found.measured, repr(goal), line.line, flags]
+    progress = Progress.at(workplace(context.layout, model) / "progress.json", files.digest(what))
     state = _State(context, model, line, goal, found, ranked, progress, clock, time_limit_s)
     skipped = _measure_all(state, chosen)
     judged = judge(progress.measured, goal)
     try:
         if not judged:
-            raise GateFailed(_nothing_holds(progress.measured, goal))
+            raise GateFailed(_nothing_holds(progress.measured, goal, len(skipped)))
         best = decide(judged, goal)
         _refuse_if_outdone(progress.measured, best, goal)
     except GateFailed:
-        progress.path.unlink(missing_ok=True)  # that was a verdict, no interruption: the next run measures anew
+        if not skipped:  # that was a verdict, no interruption: the next run measures anew
+            progress.path.unlink(missing_ok=True)
         raise
     done = Tuning(
         model,
@@ -371,7 +369,7 @@ def _near(ranked: Sequence[Expected]) -> float:
 def _measure_at_rate(bench: Bench, state: _State, chosen: Configuration) -> Measured:
     found = bench.outcome("loadtest", file=runfolder.SUMMARY)
     folder, totals = bench.layout.results(found["run"]), found["totals"]
-    missed = 1 - (totals["success_rate"] or 0.0)
+    missed = totals["failures"] / totals["requests"] if totals["requests"] else 1.0
     probes = [(state.goal.rate_rps, totals["p50_ms"], totals["p99_ms"], missed)]
     holds = missed <= state.goal.limits.error_rate and totals["p99_ms"] is not None
     if state.goal.kind == "latency":
@@ -428,9 +426,8 @@ def _refuse_if_outdone(measured: Sequence[Measured], best: Judged, goal: Goal) -
         )
 
 
-def _unreachable(found: profile.Profile, goal: Goal, considered: Sequence[Configuration], rows: int) -> list[Problem]:
+def _unreachable(tried: Mapping[Configuration, Result], goal: Goal) -> list[Problem]:
     """Return that no configuration holds the limits in simulation, with the one that comes nearest."""
-    tried = _least(found, goal, considered, rows)
     nearest = min(tried, key=lambda one: tried[one].percentile_ms(99))
     p99_ms, rate = tried[nearest].percentile_ms(99), _least_rate(goal)
     what = f"no configuration is expected to hold p99 of {goal.limits.p99_s * 1e3:g} ms at {rate:g} requests/s"
@@ -450,7 +447,7 @@ def _least(
     return {one: model.at(one, _least_rate(goal), 2000, rows) for one in wait_free}
 
 
-def _nothing_holds(measured: Sequence[Measured], goal: Goal) -> list[Problem]:
+def _nothing_holds(measured: Sequence[Measured], goal: Goal, skipped: int) -> list[Problem]:
     """Return why no measurement can be used: time, the load generator, or limits, with the nearest."""
     if not measured:
         return [Problem("the time was over before anything was measured", "tune.time_limit_s", "allow more")]
@@ -465,6 +462,8 @@ def _nothing_holds(measured: Sequence[Measured], goal: Goal) -> list[Problem]:
     seen = [(p99, rate, one.chosen) for one in measured for rate, _, p99, _ in one.probes if p99 is not None]
     nearest = min(seen, key=lambda one: one[0]) if seen else None
     what = f"no configuration holds p99 of {goal.limits.p99_s * 1e3:g} ms"
+    if skipped:
+        what = f"the time was over with {skipped} to measure, and so far {what}"
     shown = (
         f"the nearest is {nearest[2].title}: p99 {nearest[0]:.1f} ms at {nearest[1]:,.0f} requests/s" if nearest else ""
     )
@@ -491,7 +490,7 @@ def _keep(context: Context, done: Tuning, folder: Path) -> None:
         "backend": done.profile.backend,
         "machine": machine.describe(),
         "runs": list(best.runs),
-        "flags": missing_flags(context, best.chosen),
+        "flags": missing_flags(context, done.line, best.chosen),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "report": layout.relative(folder / "report.md"),
     }

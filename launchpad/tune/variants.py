@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from launchpad import console, files, tuned
+from launchpad import console, exported, files, tuned
 from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.errors import EnvironmentFault, GateFailed
 from launchpad.examples import Examples
@@ -81,7 +81,7 @@ def compare(context: Context, model: str) -> list[Variant]:
     layout = context.layout
     declared = context.declaration.pipeline.models[model]
     source = layout.version(model, declared.version)
-    examples = Examples.load(layout.evidence(model, declared.version) / "examples.npz")
+    examples = exported.examples(layout, model, declared.version)
     place = tuning.workplace(layout, model)
     configuration = tuning.declared_configuration(context, model)
     line = tuning.line_of(context, model)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from launchpad import console, files
+from launchpad import console, exported, files
 from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.errors import GateFailed, Problem
 from launchpad.examples import Examples, Values, same_answer
@@ -79,7 +79,7 @@ def _jobs(context: Context, server: Server) -> Iterator[tuple[str, RestClient | 
     if server.grpc_address:
         clients.append(("gRPC", GrpcClient(server.grpc_address)))
     for name, model in context.declaration.pipeline.models.items():
-        examples = Examples.load(context.layout.evidence(name, model.version) / "examples.npz")
+        examples = exported.examples(context.layout, name, model.version)
         for signature in examples.inputs:
             for protocol, client in clients:
                 yield protocol, client, name, signature, examples

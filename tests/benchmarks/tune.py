@@ -25,6 +25,7 @@ it may look up this grid's measurements, and with Optuna's TPE that may look up 
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
 `finalists` measures the best BEST of the grid and the one that `tune` chooses AGAIN times more, in turn and in
 opposite order each time: of 45 single measurements on a machine that others share, the highest is partly the luckiest.
+It always begins anew.
 """
 
 from __future__ import annotations
@@ -46,13 +47,12 @@ import numpy as np
 import psutil
 from pydantic import TypeAdapter
 
-from launchpad import declaration, files, machine, runfolder, tuned
-from launchpad.examples import Examples
+from launchpad import declaration, exported, files, machine, runfolder, tuned
 from launchpad.layout import Layout
 from launchpad.loadtest import summary
 from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
-from launchpad.spec import BatchQueue, OpenLoop, Traffic
+from launchpad.spec import BatchQueue, OpenLoop, Traffic, Tune
 from launchpad.tune import predict, profile, profiling, tuning
 from launchpad.tune.bench import Bench
 from launchpad.tune.predict import Configuration, Goal, Limits, Model
@@ -71,8 +71,6 @@ ROUNDS = 8
 RUNS = 9
 """How often percentiles are simulated, each with a stretch of its own of the machine's pace."""
 BOUND = 64
-ENOUGH = 3
-"""Configurations that tune measures beside `off`."""
 SEEDS = 20
 BEST, AGAIN = 3, 3
 MOST_FOR_OTHERS = 0.1
@@ -153,7 +151,7 @@ def save(document: Kept) -> None:
 def profiled(model: str) -> Kept:
     """Measure what predictions rest on; return it with numbers as long as they mean something."""
     layout = Layout(ROOT)
-    examples = Examples.load(layout.evidence(model, 1) / "examples.npz")
+    examples = exported.examples(layout, model, 1)
     found = profiling.measure(bench(model), Traffic(model=model), examples, tuned.model_digest(layout, model), print)
     document: Kept = json.loads(json.dumps(PROFILE.dump_python(found, mode="json")), parse_float=_rounded)
     return document
@@ -532,7 +530,7 @@ def chosen_by_tune(part: Kept, rows: dict[Configuration, Kept]) -> list[Configur
     """Return what tune measures if the grid is all there is: off, and those that could be best, the likeliest first."""
     found = profile_of(part["profile"])
     ranked = predict.rank(Model.of(found), list(rows), GOAL, lambda done, total: None, workers=1, finer=len(rows))
-    return list(dict.fromkeys([OFF, *predict.worth_measuring(ranked, GOAL, ENOUGH)]))
+    return list(dict.fromkeys([OFF, *predict.worth_measuring(ranked, GOAL, Tune().candidates)]))
 
 
 def chosen_by_optuna(rows: dict[Configuration, Kept], trials: int, seed: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from launchpad import batching, declaration
@@ -62,6 +64,13 @@ def test_another_version_of_one_model_stands_beside_the_users_of_the_rest(declar
     assert (again.layout.version("b", 1) / "saved_model.pb").read_text() == "frozen"
     assert again.layout.versions("a").resolve() == tmp_path / "models" / "a" / "versions"
     assert not (tmp_path / "models" / "b" / "versions" / "1" / "saved_model.pb").exists()
+
+
+def test_a_workbench_in_a_copied_checkout_is_the_copys(declare, tmp_path, bench):
+    copy = tmp_path / "copy"
+    shutil.copytree(bench.layout.root, copy / ".launchpad" / "tune" / "bench", symlinks=True)
+    again = Bench(declare(TEXT, root=copy), copy / ".launchpad" / "tune" / "bench", [])
+    assert (again.layout.root / "models").readlink() == copy / "models"
 
 
 @pytest.mark.parametrize(("code", "kind"), [(3, EnvironmentFault), (1, GateFailed)])

@@ -415,6 +415,43 @@ def test_models_that_changed_since_make_the_check_fail(context, leave):
         stage.check(context)
 
 
+BATCHES = "{steady: {users: 1, duration_s: 5, traffic: [{model: tiny, batch: 4}]}}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("p99_ms: 100", "p99_ms: 20", "p99 of 100.0 ms; 20 is"),
+        ("kubernetes:", f"loadtest: {{profile: steady, profiles: {BATCHES}}}\nkubernetes:", "other traffic"),
+    ],
+)
+def test_a_kept_result_for_another_objective_or_other_traffic_is_no_longer_one(
+    context, leave, declare, before, after, reason
+):
+    leave()
+    stage.manifests(context)
+    files.remove(context.layout.results(RUN))
+    text = (context.layout.root / "pipeline.yaml").read_text()
+    changed = Context(declare(text.replace(before, after)))
+    with pytest.raises(EnvironmentFault, match=reason):
+        stage.check(changed)
+    with pytest.raises(EnvironmentFault, match="no capacity has been measured for the declared traffic and objective"):
+        stage.manifests(replace(changed, force=True))
+
+
+def test_pods_that_can_never_be_busy_enough_for_another_to_start_are_refused(context, leave, declare):
+    """1.4 cores were used at capacity: 0.7 of it is 98 % of 1 core, and a tenth more is what Kubernetes asks for."""
+    leave()
+    text = (context.layout.root / "pipeline.yaml").read_text()
+    for cpu, refused in ((1, True), (1.2, False)):
+        context = Context(declare(text.replace("max: 4}}", f"max: 4}}, resources: {{cpu: {cpu}}}}}")))
+        if refused:
+            with pytest.raises(DeclarationError, match="pods of 1 cores never get to 98 %"):
+                stage.manifests(context)
+        else:
+            stage.manifests(context)
+
+
 def test_a_result_that_is_cut_short_is_told(context, leave):
     leave(probes=[{"rate_rps": 5.0, "p99_ms": 1.0}])
     with pytest.raises(EnvironmentFault, match=r"no whole capacity result .*mean_ms"):

@@ -6,6 +6,7 @@ from array import array
 
 import pytest
 
+from launchpad.loadtest.capacity import Probe
 from launchpad.loadtest.latencies import packed
 from launchpad.loadtest.probing import _Observer
 
@@ -47,6 +48,30 @@ def test_a_late_generator_is_to_blame_unless_the_server_misses_by_itself(of_seco
 
     assert observer.misses.clear is False
     assert observer.in_the_way(health) == (health["why"] if blamed == "generator" else "")
+
+
+def test_a_server_that_answers_nothing_any_more_does_not_hold():
+    """What is never answered is in no second, only in the part that follows the last."""
+    observer = _Observer(100_000)
+    for number in (0, 1, 2):
+        observer(second(number, SOON, SOON))
+    assert observer.misses.clear is None
+    lines = {"a line": {"answered": 0, "held": 0, "failures": [["no answer: not by the end", "", 50]], "latencies": {}}}
+    observer({"second": 12, "last": True, "lines": lines})
+    assert (observer.misses.sent, observer.failures) == (250, 50) and observer.misses.clear is False
+
+
+def test_a_probe_in_which_nothing_was_sent_does_not_hold():
+    assert not Probe(10.0, 12.0, sent=0, share=0.0, low=0.0, high=1.0, p50_ms=None, p99_ms=None).holds
+
+
+def test_a_second_counts_once_however_many_processes_hand_it_over():
+    """Requests that wait together miss together, whichever process sent them."""
+    observer = _Observer(100_000, processes=4)
+    for number in (1, 2):
+        for _ in range(4):
+            observer(second(number, LONG if number == 1 else SOON, SOON))
+    assert observer.misses.seconds == [(400, 400), (400, 0)] and observer.misses.clear is None
 
 
 def test_failures_are_counted_apart_from_late_answers():

@@ -18,6 +18,7 @@ from launchpad.loadtest import summary
 from launchpad.runfolder import histogram
 from launchpad.store import Store, attempt, connection, migrate, upkeep
 from launchpad.store.schema import Base
+from tests.conftest import MINIMAL
 
 TEXT = "name: tiny\nmodels:\n  tiny: {{source: m.py:f}}\nstore: {url}\n"
 
@@ -239,6 +240,25 @@ def test_a_run_folder_without_its_histograms_gives_what_it_has(declared, tmp_pat
         store.add_run(document(), tmp_path)
     assert rows(declared, "select second, failures, p99_ms from seconds") == [(0, 1, 3.0), (1, 1, None)]
     assert rows(declared, "select count(*) from histograms") == [(0,)]
+
+
+def test_a_second_that_a_process_handed_over_late_is_one_all_the_same(declared, tmp_path):
+    (tmp_path / "history.csv").write_text(
+        "second,line,requests,failures,p50_ms,p95_ms,p99_ms,max_ms\n"
+        "0,tiny one,2,1,1.0,2.0,3.0,3.0\n1,tiny one,1,1,,,,\n0,tiny one,5,0,1.5,1.6,1.7,1.8\n1,tiny one,0,0,,,,\n"
+    )
+    with Store.open(declared) as store:
+        store.add_run(document(), tmp_path)
+    assert rows(declared, "select second, requests, failures, p50_ms, p99_ms from seconds order by second") == [
+        (0, 7, 1, 1.5, 3.0),
+        (1, 1, 1, None, None),
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_environment(declare):
+    declared = declare(MINIMAL + "store: sqlite:////dev/null/store.db\n")
+    with pytest.raises(EnvironmentFault, match="the store's folder cannot be made"), Store.open(declared):
+        pass
 
 
 def test_what_is_older_than_it_is_kept_goes_and_the_rest_stays(declared):

@@ -104,6 +104,12 @@ def test_objectives_hold_for_each_model_by_itself(tmp_path):
     }
 
 
+def test_as_many_failures_as_are_allowed_hold(tmp_path):
+    """1 - 999 / 1000 is more than 0.001 in floating point."""
+    record(tmp_path, [("a s", 5_000)] * 999 + [("a s", None)])
+    assert gates(tmp_path, error_rate=0.001)["error rate of a"] is True
+
+
 def test_failed_requests_do_not_count_as_throughput(tmp_path):
     record(tmp_path, [("a s", 5_000)] * 50 + [("a s", None)] * 50)
     assert gates(tmp_path, throughput_rps=60.0) == {"throughput": False}

@@ -35,6 +35,10 @@ def model(fixed_s: float, row_s: float) -> Model:
     return Model(times, Host(cores=2, event_loop=True, inline_s=1.0))
 
 
+BESIDE = Host(cores=64, front_threads=64)
+"""Where requests do not wait for each other."""
+
+
 def measured(chosen: Configuration, low: float | None, high: float | None, limited: str = "", run: str = "r"):
     middle = math.sqrt(low * high) if low and high else None
     return tuning.Measured(chosen, middle, low, high, [(low or 1.0, 1.0, 250.0, 0.0)], limited, run, 1.0)
@@ -55,6 +59,12 @@ def test_a_capacity_is_found_from_any_guess():
 
 def test_latency_that_no_rate_holds_is_no_capacity():
     assert predict.capacity(model(1.0, 0.0), OFF, Limits(0.5), guess_rps=100) == 0
+
+
+def test_a_capacity_of_a_few_requests_a_second_is_found_though_one_worker_is_guessed_to_do_less():
+    slow = dataclasses.replace(model(1.5, 0.0), host=BESIDE)
+    assert predict._guess(slow, 1) < 1
+    assert predict.capacity(slow, OFF, Limits(5.0), predict._guess(slow, 1)) > 2
 
 
 def test_batching_is_expected_to_gain_where_runs_have_a_large_fixed_part_and_to_lose_where_they_have_none():
@@ -97,6 +107,17 @@ def test_only_what_could_be_best_is_worth_measuring():
     assert predict.worth_measuring(ranked, RATE, 1) == [batched(32)]
 
 
+@pytest.mark.parametrize("kind", ["rate", "latency"])
+def test_what_holds_only_if_costs_are_no_higher_than_measured_is_worth_measuring(kind):
+    """A run takes 95 ms; with a tenth more it takes over the 100 that are to hold."""
+    goal = Goal(kind, Limits(0.1), 0.5)
+    narrow = dataclasses.replace(model(0.095, 0.0), host=BESIDE)
+    found = predict.expected(narrow, OFF, goal, 2.0 if kind == "rate" else math.nan)
+    assert found.value > 0
+    assert (found.low <= found.value) if kind == "latency" else math.isnan(found.low)
+    assert predict.worth_measuring([found], goal, 1) == [OFF]
+
+
 # --- decision -------------------------------------------------------------------------------------------------
 
 
@@ -119,16 +140,18 @@ def test_measurements_of_one_configuration_count_together():
 def test_a_measurement_in_which_the_generator_was_in_the_way_is_not_used():
     found = tuning.judge([measured(OFF, 900, 940), measured(batched(16), 2000, 2100, limited="at full CPU")], RATE)
     assert [one.chosen for one in found] == [OFF]
-    (problem,) = tuning._nothing_holds([measured(OFF, 9, 10, limited="at full CPU")], RATE)
+    (problem,) = tuning._nothing_holds([measured(OFF, 9, 10, limited="at full CPU")], RATE, 0)
     assert "at full CPU" in problem.what and problem.fix
 
 
 def test_where_nothing_holds_the_nearest_is_named():
     assert tuning.judge([measured(OFF, None, None)], RATE) == []
-    (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE)
+    (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE, 0)
     assert problem.what == "no configuration holds p99 of 100 ms"
     assert problem.fix == "the nearest is off: p99 250.0 ms at 1 requests/s"
-    (problem,) = tuning._nothing_holds([], RATE)
+    (problem,) = tuning._nothing_holds([measured(OFF, None, None)], RATE, 3)
+    assert problem.what == "the time was over with 3 to measure, and so far no configuration holds p99 of 100 ms"
+    (problem,) = tuning._nothing_holds([], RATE, 4)
     assert problem.what == "the time was over before anything was measured"
 
 
@@ -150,6 +173,11 @@ def test_a_window_is_as_long_as_it_takes_to_see_enough():
     assert (fast.length_s, fast.load_s) == (profiling.WINDOW_S, profiling.LOADED_S)
     assert slow.length_s * 4.0 >= profiling.FEWEST_ANSWERS and slow.load_s > slow.begin_s + slow.length_s
     assert profiling.Window.at(2.0, users=24).begin_s == 12.0  # who ask in turn are answered in turn
+
+
+def test_requests_that_are_larger_than_any_batch_of_a_profile_are_refused_before_anything_starts():
+    with pytest.raises(EnvironmentFault, match="requests of 256 rows: a profile tells of 128 at most"):
+        profiling.measure(None, Traffic(model="tiny", batch=256), None, "digest", print)
 
 
 def test_a_load_that_was_over_too_soon_is_run_once_more(monkeypatch):
@@ -214,7 +242,7 @@ def test_a_simulation_is_long_enough_for_its_latency_and_no_longer_than_can_be_b
     [(8.0, [[0, None, 90.0], [1, 0.5, 90.0], [2, 0.7, 90.0]], 15.0), (120.0, [[1, 0.5, 90.0]], None)],
 )
 def test_the_least_resource_is_the_servers_share_of_the_cores_over_the_run(tmp_path, p99_ms, use, value):
-    totals = {"success_rate": 1.0, "p50_ms": 1.0, "p99_ms": p99_ms}
+    totals = {"requests": 100, "failures": 0, "p50_ms": 1.0, "p99_ms": p99_ms}
     bench = SimpleNamespace(
         layout=SimpleNamespace(results=lambda run: tmp_path),
         outcome=lambda *words, file: {"run": "r", "totals": totals, "generator": {"why": ""}},
@@ -230,6 +258,20 @@ def test_a_server_whose_processor_time_cannot_be_seen_is_no_resource_to_compare(
     (tmp_path / "server.json").write_text('{"use": []}')
     with pytest.raises(EnvironmentFault, match="processor time cannot be seen"):
         tuning._server_cores(tmp_path)
+
+
+FLAGS = "name: tiny\nmodels: {tiny: {source: model.py:build}}\nserving: {flags: {rest_api_num_threads: 64}}\n"
+
+
+@pytest.mark.parametrize(("protocol", "missing"), [("rest", {}), ("grpc", {"grpc_max_threads": 64})])
+def test_a_flag_is_missing_where_the_traffic_goes_by_it(declare, monkeypatch, protocol, missing):
+    """OFF was measured with 64 of either; undeclared it is four times the cores."""
+    monkeypatch.setattr(tuning.machine, "describe", lambda: {"cores": 2})
+    context, line = SimpleNamespace(declaration=declare(FLAGS)), Traffic(model="tiny", protocol=protocol)
+    assert tuning.missing_flags(context, line, OFF) == missing
+    assert tuning.request_threads(context, line) == ((8,) if missing else (64,))
+    with_flag = dataclasses.replace(OFF, operation_threads=2)
+    assert tuning.missing_flags(context, line, with_flag) == {**missing, profile.INTRA_OP: 2}
 
 
 def test_the_pareto_front_leaves_out_what_is_beaten_in_both():

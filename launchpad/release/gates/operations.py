@@ -63,7 +63,7 @@ def read(path: Path) -> tuple[set[str], set[str]]:
     model = saved_model_pb2.SavedModel()
     try:
         model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
+    except (DecodeError, FileNotFoundError) as error:
         raise EnvironmentFault(f"is no SavedModel: {error}", str(path), "run `invoke export`") from None
     everything, reached = set(), set()
     for meta in model.meta_graphs:

@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launchpad import console, files
+from launchpad import console, exported, files
 from launchpad.backends import how_ended
 from launchpad.client import RestClient, ServerError
-from launchpad.examples import Examples
 from launchpad.gates import Gate
 from launchpad.layout import Layout
 from launchpad.loadtest import generator, summary
@@ -298,7 +297,7 @@ def _asking(
 ) -> Iterator[None]:
     """Ask for each label, one request after the other, while the block runs."""
     declared = candidate.pipeline.models[model]
-    examples = Examples.load(candidate.layout.evidence(model, declared.version) / "examples.npz")
+    examples = exported.examples(candidate.layout, model, declared.version)
     signature = next(iter(examples.inputs))
     over = threading.Event()
 

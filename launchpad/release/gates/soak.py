@@ -37,7 +37,7 @@ def soak(candidate: Candidate) -> Finding:
         return Finding([Gate("soak", None, "<=", None, why=f"the run {summary['status']}: {summary['why']}")], evidence)
     totals = summary["totals"]
     errors = candidate.pipeline.objectives.error_rate or 0.0
-    gates = [Gate("error rate of the soak", 1 - totals["success_rate"], "<=", errors)]
+    gates = [Gate("error rate of the soak", totals["failures"] / totals["requests"], "<=", errors)]
     samples = [(float(row[0]), row[2]) for row in (files.read_json(folder / SERVER) or {"use": []})["use"]]
     settled = [sample for sample in samples if sample[0] >= SETTLING * summary["measured_s"]]
     name, limit, unit = "memory growth", declared.memory_mib_per_hour, "MiB/h"

@@ -150,7 +150,7 @@ class Simulated:
         )
         sizes = np.array([self.rows.get(model, 1) for model in models])
         arrivals = Arrivals.of(arrivals.times_s, sizes[arrivals.queues], arrivals.queues)
-        result = simulate(queues, threads, self.host, arrivals)
+        result = simulate(queues, threads, self.host.costlier(slowness), arrivals)
         counted = _latency_ms(result.latency_s, arrivals, None if name == SERVER else models.index(name))
         refused = float(np.isnan(counted).mean()) if len(counted) else 1.0
         if refused > self.rules.error_rate or refused == 1.0:

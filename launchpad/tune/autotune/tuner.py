@@ -143,8 +143,8 @@ class Autotuner:
         """Read the page; begin anew where the server is another, or someone else published to it."""
         if (instance := self._live.instance()) != self._instance:
             self._pages.clear()
-            self._instance = instance
             self._models = {name: self._begin(name, self._live.version(name), self._clock()) for name in self._models}
+            self._instance = instance
         self._read_page()
         for name, model in self._models.items():
             if (version := self._live.version(name)) != model.version:

@@ -19,6 +19,7 @@ from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.imagefile import Image
 from launchpad.kubernetes import stage
 from launchpad.kubernetes.deploy import deploy
+from launchpad.layout import Layout
 from launchpad.stage import Context
 from tests.conftest import ROOT
 from tests.integration.conftest import Checkout
@@ -84,7 +85,7 @@ class Cluster:
         self.state = {
             "contexts": ["here"],
             "diff": "-old\n+new",
-            "there": "deployment.apps/digits",
+            "there": "7",
             "port": port,
             "fail": {},
         }
@@ -162,6 +163,24 @@ def test_a_rollout_that_fails_is_taken_back(launched, cluster):
     with pytest.raises(GateFailed, match=r"(?s)did not roll out.*progress deadline.*was rolled back"):
         deploy(context_of(launched), "here", "cpu", yes=True)
     assert cluster.changes == ["apply", "rollout undo deployment/digits"]
+    assert cluster.calls[-1].endswith("--to-revision=7")  # by itself it goes back from where nothing was changed, too
+
+
+def test_an_interruption_goes_back_as_well(launched, cluster, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launchpad.kubernetes.deploy.smoke", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(context_of(launched), "here", "cpu", yes=True)
+    assert cluster.changes == ["apply", "rollout undo deployment/digits"]
+
+
+def test_without_examples_to_try_it_out_with_nothing_is_changed(launched, cluster, monkeypatch):
+    monkeypatch.setattr(Layout, "examples", lambda self, *_: self.root / "not there")
+    with pytest.raises(EnvironmentFault, match="digits-mlp has no examples"):
+        deploy(context_of(launched), "here", "cpu", yes=True)
+    assert not cluster.changes
 
 
 def test_answers_that_do_not_come_are_a_failure_too(launched, cluster):

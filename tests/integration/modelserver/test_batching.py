@@ -234,6 +234,19 @@ def test_parameters_per_model_come_from_the_version_and_a_version_without_is_not
     assert server.rest("/v1/models/m:predict", {"instances": [1.0] * 3})[0] == 200
 
 
+def test_a_request_without_rows_takes_nothing_from_those_it_is_batched_with(
+    start_server: Start, models: Path, tmp_path: Path
+) -> None:
+    parameters = "max_batch_size { value: 8 } batch_timeout_micros { value: 300000 }"
+    parameters += " allowed_batch_sizes: 4 allowed_batch_sizes: 8"
+    server = _batching(start_server, models / "scale", tmp_path, parameters)
+    alone = server.rest("/v1/models/m:predict", {"inputs": [3.0]})
+    assert alone[0] == 200
+    assert _together(server, [{"inputs": [3.0]}, {"inputs": []}, {"inputs": []}])[0] == alone
+    status, answer = server.rest("/v1/models/m:predict", {"inputs": []})
+    assert (status, answer) == (200, {"outputs": []})
+
+
 def test_allowed_sizes_that_contradict_the_maximum_fail_the_load(
     start_server: Start, models: Path, tmp_path: Path
 ) -> None:

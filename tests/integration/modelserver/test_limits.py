@@ -204,7 +204,7 @@ def test_warmup_requests_are_replayed_before_a_version_serves(
     assert "model checked version 1 warmed up with 3 requests" in server.log()
 
 
-@pytest.mark.parametrize("kind", ["failing", "garbled", "cut off", "no message", "too many"])
+@pytest.mark.parametrize("kind", ["failing", "garbled", "cut off", "no message", "too many", "a folder"])
 def test_a_bad_warmup_record_fails_the_load(start_server: Start, models: Path, tmp_path: Path, kind: str) -> None:
     log = protos.PredictionLog()
     log.predict_log.request.CopyFrom(predict_request("checked", [float("nan")] if kind == "failing" else [1.0]))
@@ -214,6 +214,10 @@ def test_a_bad_warmup_record_fails_the_load(start_server: Start, models: Path, t
     if kind == "cut off":
         records = records[:-3]
     base = _warm_model(models, tmp_path, "checked", records)
+    if kind == "a folder":
+        file = base / "1" / "assets.extra" / "tf_serving_warmup_requests"
+        file.unlink()
+        file.mkdir()
     server = start_server("--model_name=checked", f"--model_base_path={base}", "--max_num_load_retries=0", wait=False)
     assert server.process.wait(30) == 3, server.log()
     assert "did not become available" in server.log()

@@ -198,6 +198,23 @@ def test_a_server_that_is_gone_changes_nothing_and_is_told(server):
     assert all("the launched server has ended" in entry.decision.reason for entry in run.go(3))
 
 
+def test_another_server_that_cannot_be_read_at_once_is_begun_anew_with_all_the_same():
+    server = Scripted()
+    run = Run(server)
+    run.go(2)
+    other = BatchQueue(max_batch_size=8)
+    server.started, server.served["m"] = "second", (1, other)
+    read = server.setting
+
+    def unreadable(model, version):
+        server.setting = read
+        raise EnvironmentFault("there is no such file")
+
+    server.setting = unreadable
+    run.go(2)
+    assert run.tuner._models["m"].state.current == run.tuner._models["m"].state.good == other
+
+
 def test_a_version_that_is_not_loaded_is_not_tried_again(server):
     server.refuses = True
     entries = Run(server).go(40)

@@ -69,9 +69,26 @@ def test_batching_parameters_have_the_defaults_of_the_original(tmp_path: Path) -
         "max_batch_size { value: 8 } allowed_batch_sizes: 4 allowed_batch_sizes: 8 "
         'thread_pool_name { value: "p" } num_batch_threads { value: 3 }'
     )
-    options = parse([f"--batching_parameters_file={file}"])
+    options = parse(["--enable_batching", f"--batching_parameters_file={file}"])
     assert config.batching_options(options).allowed_batch_sizes == (4, 8)
     assert config.batch_threads(options) == config.BatchThreads(3, "p")
+    assert config.batch_threads(parse(["--enable_batching"])).name == "model_server_batch_threads"
+
+
+def test_batching_parameters_without_batching_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "batching.config").write_text("max_batch_size { value: 8 }")
+    options = parse([f"--batching_parameters_file={tmp_path / 'batching.config'}"])
+    with pytest.raises(ConfigError, match=r"without setting server_options\.enable_batching"):
+        config.batch_threads(options)
+
+
+def test_a_file_that_is_empty_for_the_moment_does_not_take_the_place_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "models.config").write_text("")
+    assert config.read_model_config(str(tmp_path / "models.config")) == {}
+    with pytest.raises(ConfigError, match="only legal to transition from one ModelConfigList to another"):
+        config.read_model_config(str(tmp_path / "models.config"), instead=True)
+    (tmp_path / "models.config").write_text("model_config_list {}")
+    assert config.read_model_config(str(tmp_path / "models.config"), instead=True) == {}
 
 
 def test_per_model_parameters_are_those_in_the_versions_directory(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     abort = write_eof = pause_reading = resume_reading = close
 
 
@@ -71,6 +74,8 @@ def test_requests_are_found_however_they_are_cut() -> None:
         (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n", b"413"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"501"),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n", b"413"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc", b"400"),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 20000, b"431"),
@@ -85,6 +90,71 @@ def test_what_is_no_request_ends_the_connection_with_an_error(data: bytes, statu
 def test_an_expectation_is_answered_before_the_body_comes() -> None:
     head = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
     assert _http([head, b"abc"])[1].startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_a_wish_for_another_protocol_is_ignored() -> None:
+    """As Java's client has it: Upgrade, and the body all the same."""
+    head = b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\n"
+    requests, written = _http([head + b"abc", _REQUEST])
+    assert requests == [("POST", "/a", b"abc"), ("POST", "/a", b"abc")] and written.count(b"200 OK") == 2
+
+
+def _late(pieces: list[bytes]) -> Transport:
+    """A connection whose client has closed its side before any answer, when all that can be is answered."""
+    answers: list[Callable[[Response], None]] = []
+
+    async def run() -> Transport:
+        transport = Transport()
+        connection = HttpServer(lambda *request: answers.append(request[-1]), 1000, GatheredWriter()).connection()
+        connection.connection_made(transport)
+        for piece in pieces:
+            connection.data_received(piece)
+        if not connection.eof_received():
+            transport.close()
+        while answers:
+            answers.pop()(Response(200, b"ok", "text/plain"))
+            await asyncio.sleep(0.01)
+        return transport
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(("stream", "answered"), [(1, 1), (2, 2), (1.5, 1), (0.5, 0)])
+def test_a_connection_ends_with_the_last_answer_to_a_client_that_sends_nothing_more(stream, answered) -> None:
+    whole, part = divmod(stream, 1)
+    transport = _late([_REQUEST * int(whole) + _REQUEST[: int(part * len(_REQUEST))]])
+    assert transport.written.count(b"200 OK") == answered and transport.closed
+
+
+def test_what_is_held_back_for_a_client_that_left_keeps_no_answer_from_others() -> None:
+    class Gone(Transport):
+        def write(self, data: bytes) -> None:
+            raise RuntimeError("the handler is closed")
+
+    async def run() -> bytes:
+        writer, gone, there = GatheredWriter(), Gone(), Transport()
+        gone.close()
+        for transport in (gone, there):
+            writer.write(transport, b"answer")
+        writer.flush()
+        return bytes(there.written)
+
+    assert asyncio.run(run()) == b"answer"
+
+
+def test_answers_that_are_held_back_go_out_before_idle_connections_are_closed() -> None:
+    async def run() -> Transport:
+        transport = Transport()
+        server = HttpServer(lambda *request: request[-1](Response(200, b"ok", "text/plain")), 1000, GatheredWriter())
+        connection = server.connection()
+        connection.connection_made(transport)
+        connection.data_received(_REQUEST)
+        assert not transport.written
+        server.close_idle()
+        return transport
+
+    transport = asyncio.run(run())
+    assert transport.closed and transport.written.endswith(b"ok")
 
 
 def test_a_head_is_parsed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -72,6 +73,17 @@ def test_the_quick_reader_reads_what_the_exact_one_reads(key: str, values: Any, 
 def test_a_number_beside_a_list_is_no_tensor(body: str) -> None:
     with pytest.raises(ServingError):
         _read(body, x=DT_FLOAT)
+
+
+def test_a_nest_that_is_not_regular_takes_no_more_memory_than_it_is_long() -> None:
+    """By its first elements it has 400 × 400 × 400 numbers."""
+    body = f'{{"instances": [[[{",".join("0" * 400)}]{",0" * 399}]{",0" * 399}]}}'
+    tracemalloc.start()
+    try:
+        _error(body)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_quick_reader_takes_the_common_requests() -> None:

@@ -1,0 +1,15 @@
+"""What the export of a version left, for those who send it to a server."""
+
+from __future__ import annotations
+
+from launchpad.errors import EnvironmentFault
+from launchpad.examples import Examples
+from launchpad.layout import Layout
+
+
+def examples(layout: Layout, model: str, version: int) -> Examples:
+    """Load a version's examples. Raises EnvironmentFault where it has not been exported."""
+    path = layout.examples(model, version)
+    if not path.exists():
+        raise EnvironmentFault(f"{model} has no examples", layout.relative(path), "run `invoke export`")
+    return Examples.load(path)
