@@ -14,6 +14,7 @@ from launchpad.backends import how_ended
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.loadtest import generator, summary
 from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
+from launchpad.loadtest.cores import apart
 from launchpad.loadtest.latencies import unpacked
 from launchpad.loadtest.stage import new_run, refuse_absent
 from launchpad.loadtest.summary import FULL_CPU, generator_health
@@ -121,7 +122,7 @@ def measure(
     folder.mkdir(parents=True)
     clock = Stopwatch()
     probes: list[Probe] = []
-    with console.progress("capacity") as advance:
+    with console.progress("capacity") as advance, apart(server, context.processes):
 
         def probe(rate: float) -> Probe:
             advance(min(clock.seconds, TIME_LIMIT_S), TIME_LIMIT_S)

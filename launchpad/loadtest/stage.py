@@ -20,6 +20,7 @@ from launchpad.errors import EnvironmentFault, Problem
 from launchpad.gates import Gate
 from launchpad.layout import Layout
 from launchpad.loadtest import generator, serverside, summary
+from launchpad.loadtest.cores import apart
 from launchpad.runfolder import SUMMARY, TOTALS
 from launchpad.server import Server
 from launchpad.spec import OpenLoop, Profile
@@ -74,7 +75,10 @@ def measure(context: Context, target: Target) -> Outcome:
     _keep_configuration(context.layout, run.folder)
     watch = serverside.Watch(target.server)
     try:
-        with console.progress(f"loadtest: profile {name}, {profile.title}") as advance:
+        with (
+            console.progress(f"loadtest: profile {name}, {profile.title}") as advance,
+            apart(target.server, 0 if context.remote else context.processes),
+        ):
             _drive(context, run, watch, advance)
     except KeyboardInterrupt:
         run.ending.status, run.ending.why = "interrupted", "interrupted by the user"

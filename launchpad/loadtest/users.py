@@ -22,7 +22,7 @@ import gevent.pool
 import numpy as np
 from locust import LoadTestShape, User, constant, events, task
 from locust.env import Environment
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 from pydantic import TypeAdapter
 
 from launchpad import declaration
@@ -30,6 +30,7 @@ from launchpad.errors import LaunchpadError
 from launchpad.loadtest import arrivals, shapes, traffic
 from launchpad.loadtest.conductor import Conductor, tell
 from launchpad.loadtest.connections import Connection, NoAnswer
+from launchpad.loadtest.cores import keep_to
 from launchpad.loadtest.generator import LOAD, PROCESSES
 from launchpad.loadtest.pacer import Pacer
 from launchpad.loadtest.recorder import Recorder
@@ -247,6 +248,8 @@ def _prepare(environment: Environment, **_: Any) -> None:
     tab = LatencyTab(environment) if environment.web_ui else None
     keep = tell if driven else (lambda part: tab.add(part["lines"]) if tab else None)
     conductor = ModelUser.conductor = Conductor(environment, recorder, keep, feeds=not driven)
+    if driven and not isinstance(environment.runner, MasterRunner):
+        environment.events.test_start.add_listener(lambda **_: keep_to(conductor.worker, processes))
     if isinstance(environment.runner, WorkerRunner):
         return  # its master's conductor says when
     if driven:

@@ -8,6 +8,7 @@ up nobody.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Sequence
 from math import inf
@@ -22,6 +23,15 @@ from .tensor import Tensor
 Outcome = list[Tensor] | ServingError
 Done = Callable[[Outcome], None]
 """Called on the event loop with a run's outputs or its error, at once or later."""
+
+
+_CORES = os.sched_getaffinity(0)
+
+
+def use_all_cores() -> None:
+    """Let the calling thread run on all cores that the process began with: a load test keeps the event loop to some,
+    which a thread that the loop starts would inherit."""
+    os.sched_setaffinity(0, _CORES)
 
 
 class Workers:
@@ -46,6 +56,7 @@ class Workers:
         self._tasks.put(task)
 
     def _work(self) -> None:
+        use_all_cores()
         while task := self._tasks.get():
             task()
             with self._lock:

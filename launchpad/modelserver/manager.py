@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 from .config import ModelSettings
+from .execution import use_all_cores
 from .flags import schedulable_cpus
 from .runtime import release_free_memory
 from .servable import Servable
@@ -93,8 +94,8 @@ class ModelManager:
         self._models: dict[str, Model] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
         self._latest: dict[str, Servable | None] = {}
-        self._loaders = ThreadPoolExecutor(4 * schedulable_cpus(), "initial load")
-        self._unloaders = ThreadPoolExecutor(max(1, options.num_unload_threads), "unload")
+        self._loaders = ThreadPoolExecutor(4 * schedulable_cpus(), "initial load", use_all_cores)
+        self._unloaders = ThreadPoolExecutor(max(1, options.num_unload_threads), "unload", use_all_cores)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -207,7 +208,7 @@ class ModelManager:
     def initial_load_done(self) -> None:
         """Load with as many threads as the options say, after a start with as many as are useful."""
         self._loaders.shutdown(wait=False)
-        self._loaders = ThreadPoolExecutor(max(1, self._options.num_load_threads), "load")
+        self._loaders = ThreadPoolExecutor(max(1, self._options.num_load_threads), "load", use_all_cores)
 
     async def wait_until_available(self, models: list[Model]) -> None:
         """Wait until each model has an available version and has tried all that are wanted.

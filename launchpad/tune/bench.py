@@ -25,6 +25,7 @@ from launchpad.backends import choose, how_ended
 from launchpad.declaration import FILE, Declaration
 from launchpad.errors import EnvironmentFault, GateFailed
 from launchpad.layout import Layout
+from launchpad.loadtest.cores import apart
 from launchpad.loadtest.generator import Ending, drive
 from launchpad.loadtest.stage import new_run
 from launchpad.server import Server
@@ -160,7 +161,8 @@ class Bench:
         """
         folder = self.layout.results(new_run())
         folder.mkdir(parents=True)
-        drive(self.layout, lambda: how_ended(server), load, 1, folder, ending, observe=lambda part: True)
+        with apart(server, 1):
+            drive(self.layout, lambda: how_ended(server), load, 1, folder, ending, observe=lambda part: True)
         if ending.status != "completed":
             raise EnvironmentFault(f"a load on the workbench: {ending.why}", str(folder))
         return folder
