@@ -231,7 +231,7 @@ def run(
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
     rouse_s: float,  # s that pass for either then, besides, without a processor
-    turn_s: float,  # s that the first request of an event loop's turn takes besides to read
+    turn_s: float,  # s that the first one takes besides to read when an event loop has sent answers or was idle
     thread_s: float,  # s that a batch which an event loop hands to a thread takes besides
     crowd: int,  # requests in flight beyond which each that is read takes crowd_s besides
     crowd_s: float,
@@ -297,7 +297,7 @@ def run(
     batch_busy, work_done, client_total, roused, client_roused = 0.0, 0.0, 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
-    first_read = True  # whether the next one is the first in this turn of the event loop
+    first_read = True  # whether the next one is the first since an event loop sent answers or was idle
     ran = np.zeros(total_queues)  # when the last run of each queue ended
     turn_of, turn, turn_rows = np.zeros(n, np.int64), 0, np.zeros(n + 1, np.int64)  # rows read in each turn
 

@@ -94,7 +94,7 @@ class Profile:
     full: a request without batching at the highest rate; large: one of LARGE rows likewise; batched: at the highest
     rate with batching; deep: likewise when more is asked for than is answered; few: likewise of FEW_USERS, where an
     event loop runs batches itself; middle: without batching at MIDDLE of the highest rate, and its median latency;
-    high: at HIGH of it.
+    single: at that rate with batching, where most batches are of one request; high: at HIGH of the highest rate.
     others: share of the cores that took part in none of this, at most; the more, the less the figures are worth.
     paces, pace_s: how fast the machine did the same work over and over, in each pace_s, all cores busy, on the slowest
     of them; 1 on average.
@@ -133,11 +133,12 @@ class Profile:
     client_wake_s: float = 0.0
     rouse_s: float = 0.0
     few: Use | None = None
+    single: Use | None = None
     thread_s: float = 0.0
 
     @property
     def others(self) -> float:
-        uses = (self.full, self.large, self.batched, self.deep, self.few, self.middle, self.high)
+        uses = (self.full, self.large, self.batched, self.deep, self.few, self.single, self.middle, self.high)
         return max(use.others for use in uses if use)
 
     def _alone_s(self, rows: float) -> float:
@@ -208,12 +209,15 @@ class Profile:
         """[largest + 1] s that each request adds to a batch of so many rows beyond the run. Less than nothing where the
         work on many at once saves more than forming the batch costs.
 
-        It is nothing for a request alone, and known of the batches of few users, of many, and of deep ones; those of
-        few save no more than those of many. In between it is interpolated by the logarithm of the rows. Batches that do
-        not run on the event loop run beside it, and what the processor then takes says nothing of a request's own work.
+        It is known of batches of single requests, of few users, of many, and of deep ones; those of few save no more
+        than those of many. In between it is interpolated by the logarithm of the rows. Batches that do not run on the
+        event loop run beside it, and what the processor then takes says nothing of a request's own work: then it is
+        nothing for a request alone.
         """
         of_many = self._added_s(self.batched)
         known = {float(self.traffic.batch): 0.0}
+        if self.single and self._runs_inline(self.single):
+            known = {max(float(self.traffic.batch), self.single.batch): max(0.0, self._added_s(self.single))}
         if self.few and self._runs_inline(self.few):
             known[max(1.0, self.few.batch)] = max(self._added_s(self.few), of_many)
         known[max(1.0, self.batched.batch)] = of_many

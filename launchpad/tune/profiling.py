@@ -146,6 +146,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         batched = asked(full.rate_rps, USERS)
         deep = sent(OVERLOAD * batched.rate_rps, batched.rate_rps)
         few = asked(full.rate_rps, FEW_USERS) if server.backend == "embedded" else None
+        single = sent(middle.rate_rps, middle.rate_rps) if server.backend == "embedded" else None
         watch()
         threads, other = operation_threads(bench.flags, server.backend)
         otherwise = None
@@ -173,6 +174,7 @@ def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advanc
         batched=batched,
         deep=deep,
         few=few,
+        single=single,
         middle=middle,
         high=high,
         model_digest=digest,

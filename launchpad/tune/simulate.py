@@ -88,8 +88,8 @@ class Host:
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
     rouse_s: what passes then, besides, before either begins, without a processor: until an idle core is awake.
-    turn_s: what the first request that an event loop reads in a turn takes besides: it asks the kernel what has come,
-    and other work, or neighbours while it was idle, have taken its place in the caches.
+    turn_s: what the first request takes besides that an event loop reads when it has sent answers or was idle: it asks
+    the kernel what has come, and other work, or neighbours meanwhile, have taken its place in the caches.
     thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
     crowd, crowd_s: while more requests than the one are in flight, each that is read takes the other besides: so many
     connections do not stay in the caches.

@@ -417,6 +417,16 @@ def test_what_a_request_of_a_small_batch_costs_is_that_of_few_users():
     assert cheap.task_s[3] == of_many  # they save no more than many do
 
 
+def test_what_a_batch_of_one_request_costs_more_is_that_of_a_load_of_such():
+    run_s = tuple(1e-4 + 1e-6 * size for size in profile.SIZES)
+    plain = a_profile(run_s=run_s)
+    alone = use(rate_rps=2000.0, server_s=plain.front_s + plain.run_s[0])
+    dear = dataclasses.replace(alone, server_s=alone.server_s + 1.5e-5)
+    adds = [a_profile(run_s=run_s, single=one).task_s for one in (alone, dear)]
+    assert adds[1][1] - adds[0][1] == pytest.approx(1.5e-5, abs=2e-6)
+    assert adds[1][16] == plain.task_s[16]
+
+
 def test_what_a_batch_on_a_thread_costs_more_is_found_by_what_was_answered():
     runs = tuple(3e-3 + 2e-5 * size for size in profile.SIZES)
     slow = use(rate_rps=325.0, run_s=3.02e-3, server_s=3.08e-3)
