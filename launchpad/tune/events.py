@@ -231,7 +231,7 @@ def run(
     client_s: Any,  # [2] s of the load generator to send and to receive
     wake_s: Any,  # [2] s that a front worker, and the load generator, take to begin after having been idle
     rouse_s: float,  # s that pass for either then, besides, without a processor
-    turn_s: float,  # s that the first one takes besides to read when an event loop has sent answers or was idle
+    turn_s: Any,  # [2] s that the first one takes besides to read, and to answer, since answers were sent or when idle
     thread_s: float,  # s that a batch which an event loop hands to a thread takes besides
     crowd: int,  # requests in flight beyond which each that is read takes crowd_s besides
     crowd_s: float,
@@ -297,7 +297,7 @@ def run(
     batch_busy, work_done, client_total, roused, client_roused = 0.0, 0.0, 0.0, 0.0, 0.0
     arrived, finished, made = 0, 0, 0
     fronts_busy = 0
-    first_read = True  # whether the next one is the first since an event loop sent answers or was idle
+    first_read, first_answer = True, True  # whether the next one is the first in this turn of the event loop
     ran = np.zeros(total_queues)  # when the last run of each queue ended
     turn_of, turn, turn_rows = np.zeros(n, np.int64), 0, np.zeros(n + 1, np.int64)  # rows read in each turn
 
@@ -427,6 +427,9 @@ def run(
                 ran[queue_of[r]] = now
                 mode[f], argument[f] = ANSWER, r
                 front_end[f] = work_clock + front_s[queue_of[r], 1]
+                if loop and first_answer:
+                    first_answer = False
+                    front_end[f] += turn_s[1]
                 fronts_busy += 1
             elif kind == ANSWER:
                 answered = held_now
@@ -472,7 +475,7 @@ def run(
             turn_end = item_tail
             turn += 1 if turn_rows[turn] else 0
             if answered_head < answered_tail:
-                first_read = True
+                first_read, first_answer = True, True
         if turn_over or not loop or answered_tail - answered_head >= GATHERED:
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
@@ -493,7 +496,7 @@ def run(
                         client_tail, finished = _send(
                             now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
                         )
-                        answered_head, told, first_read = answered_tail, False, True
+                        answered_head, told, first_read, first_answer = answered_tail, False, True, True
                         turn_end = item_tail
                         turn += 1 if turn_rows[turn] else 0
                     kind, held_now = items[item_head] & 7, items[item_head] >> 3
@@ -521,7 +524,10 @@ def run(
                         front_end[f] += crowd_s
                     if loop and kind == READ and first_read:
                         first_read = False
-                        front_end[f] += turn_s
+                        front_end[f] += turn_s[0]
+                    elif loop and kind != READ and first_answer:
+                        first_answer = False
+                        front_end[f] += turn_s[1]
                     fronts_busy += 1
                 elif kind == DONE:
                     threads_busy -= 1
@@ -557,7 +563,7 @@ def run(
                             rest, pointer, ended = ended, batches[ended, FIRST], -1
 
         if mode[0] < 0 and answered_head < answered_tail:  # nothing lies ready
-            told, first_read = False, True
+            told, first_read, first_answer = False, True, True
             client_tail, finished = _send(
                 now, answers[answered_head:answered_tail], times, latency, to_client, client_tail, finished
             )

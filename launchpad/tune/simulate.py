@@ -88,8 +88,8 @@ class Host:
     was due until the generator has taken in the answer.
     wake_s, client_wake_s: what a front worker, and the load generator, take to begin when they had nothing to do.
     rouse_s: what passes then, besides, before either begins, without a processor: until an idle core is awake.
-    turn_s: what the first request takes besides that an event loop reads when it has sent answers or was idle: it asks
-    the kernel what has come, and other work, or neighbours meanwhile, have taken its place in the caches.
+    turn_read_s, turn_answer_s: what the first request takes besides to read, and to answer, that an event loop works on
+    when it has sent answers or was idle: other work, or neighbours meanwhile, have taken its place in the caches.
     thread_s: what a batch that an event loop hands to a batch thread takes besides: both want the interpreter.
     crowd, crowd_s: while more requests than the one are in flight, each that is read takes the other besides: so many
     connections do not stay in the caches.
@@ -110,7 +110,8 @@ class Host:
     wake_s: float = 0.0
     client_wake_s: float = 0.0
     rouse_s: float = 0.0
-    turn_s: float = 0.0
+    turn_read_s: float = 0.0
+    turn_answer_s: float = 0.0
     thread_s: float = 0.0
     crowd: int = 0
     crowd_s: float = 0.0
@@ -122,7 +123,8 @@ class Host:
         return replace(
             self,
             wake_s=self.wake_s * factor,
-            turn_s=self.turn_s * factor,
+            turn_read_s=self.turn_read_s * factor,
+            turn_answer_s=self.turn_answer_s * factor,
             thread_s=self.thread_s * factor,
             crowd_s=self.crowd_s * factor,
         )
@@ -250,7 +252,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         client_s=np.array([host.send_s, host.receive_s]),
         wake_s=np.array([host.wake_s, host.client_wake_s]),
         rouse_s=float(host.rouse_s),
-        turn_s=float(host.turn_s),
+        turn_s=np.array([host.turn_read_s, host.turn_answer_s]),
         thread_s=float(host.thread_s),
         crowd=host.crowd,
         crowd_s=float(host.crowd_s),

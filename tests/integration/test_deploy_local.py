@@ -248,6 +248,19 @@ def test_status_logs_and_stop_speak_of_the_running_server(served):
     assert not process.servers_of(served.layout.deployment)
 
 
+def test_a_taken_port_does_not_end_the_server_that_runs(served):
+    before = Server.ready(served.layout)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        served.edit((f"rest: {served.rest_port}", f"rest: {port}"))
+        served.invoke("configure", check=True)
+        done = served.invoke("launch")
+    assert done.returncode == 3 and f"port {port} is taken by" in done.stdout
+    assert Server.ready(served.layout) == before and not how_ended(before)
+
+
 def test_clean_keeps_artifacts_and_the_run_store(served):
     served.invoke("loadtest", *SHORT, check=True)
 

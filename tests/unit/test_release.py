@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from launchpad import files
-from launchpad.errors import DeclarationError, EnvironmentFault
+from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.gates import Gate
-from launchpad.release import checklist, record
+from launchpad.release import checklist, command, record
 from launchpad.release.candidate import Candidate, Finding, Line, not_run
 from launchpad.release.gates import image, measured, models, operations, rehearsal, soak, supply
 from launchpad.release.table import GATES
@@ -88,6 +88,19 @@ def test_a_changed_or_removed_input_breaks_the_contract(candidate, monkeypatch, 
     monkeypatch.setattr(models, "exported", lambda *_: {"tiny": {"signatures": after}})
     finding = models.signatures(candidate({"version": "1.0.0", "models": {"tiny": {"signatures": BEFORE}}}))
     assert finding.verdict == "failed" and finding.notes[1].startswith(f"{gone}: tiny serving_default.inputs.pixels")
+
+
+def test_a_gate_whose_own_check_fails_has_failed_and_one_that_cannot_be_evaluated_did_not_run(candidate):
+    def raising(error):
+        def gate(_):
+            raise error
+
+        return command._find(candidate(), "capacity", gate)
+
+    failed = raising(GateFailed("no rate holds p99 of 1 ms", "run 7"))
+    assert failed.verdict == "failed" and failed.notes == ["run 7: no rate holds p99 of 1 ms"]
+    absent = raising(EnvironmentFault("there is no server"))
+    assert absent.verdict == "not run" and absent.gates[0].why == "there is no server"
 
 
 def test_an_addition_is_listed_and_breaks_nothing(candidate, monkeypatch):

@@ -204,7 +204,7 @@ def test_an_event_loop_takes_a_batch_for_short_by_how_many_requests_it_is_for():
 def test_requests_that_are_read_in_one_turn_of_an_event_loop_share_what_the_turn_takes():
     """The second and third come while the first is worked on, which has a turn for itself."""
     queue = Queue(None, ServiceTimes(np.array([0.0, 1.0])))
-    host = Host(event_loop=True, inline_s=10.0, turn_s=0.5)
+    host = Host(event_loop=True, inline_s=10.0, turn_read_s=0.3, turn_answer_s=0.2)
     result = simulate([queue], 1, host, Arrivals.of(np.array([0, 0.2, 0.3, 9.0])))
     assert result.latency_s == pytest.approx([1.5, 4.0 - 0.2, 4.0 - 0.3, 1.5])
 
@@ -216,12 +216,12 @@ BIT_BY_BIT = Arrivals.of(np.array([1.0, 1.3, 1.6]))
 def test_an_event_loop_that_was_idle_reads_in_a_turn_of_its_own():
     """Each of the three; they are answered in one."""
     queue = Queue(BatchQueue(max_batch_size=4, batch_timeout_micros=1_000_000), SECOND)
-    host = Host(event_loop=True, inline_s=10.0, turn_s=0.1)
+    host = Host(event_loop=True, inline_s=10.0, turn_read_s=0.1, turn_answer_s=0.2)
     once = simulate([queue], 1, host, BIT_BY_BIT)
-    assert once.latency_s == pytest.approx(0.1 + 1.0 + 3.0 - np.array([0.0, 0.3, 0.6]))
+    assert once.latency_s == pytest.approx(0.1 + 1.0 + 3.0 + 0.2 - np.array([0.0, 0.3, 0.6]))
     assert once.batch_begun_s == pytest.approx([2.1])
     length_s = 1.0 + once.latency_s[0]
-    assert simulate([queue], 1, replace(host, cores=1), BIT_BY_BIT).processor_use * length_s == pytest.approx(3.3)
+    assert simulate([queue], 1, replace(host, cores=1), BIT_BY_BIT).processor_use * length_s == pytest.approx(3.5)
 
 
 def test_what_an_event_loop_saves_on_many_requests_it_saves_on_those_that_it_reads_together():

@@ -93,6 +93,8 @@ def test_a_push_is_taken_by_a_registry_and_its_digest_recorded(on_empty):
     repository, tag = image.tag.split(":")
     assert taken.manifests == {(repository, tag): image.digest}
     assert f"{taken.address}/{repository}@{image.digest}" in done.stdout
+    on_empty.invoke("build", "--force", check=True)
+    assert Image.load(on_empty.layout).digest == image.digest  # what was pushed holds the same
 
 
 def test_a_registry_that_does_not_answer_is_told(on_empty):
