@@ -54,8 +54,8 @@ SIZE_TIME_S = 0.2
 FEWEST_CALLS = 12
 FEWEST_SLOW_CALLS = 3
 """Of runs so long that FEWEST_CALLS of them last many times SIZE_TIME_S."""
-LOADED_S = 2.6
-WINDOW_S = 1.7
+LOADED_S = 2.3
+WINDOW_S = 1.4
 FEWEST_ANSWERS = 20
 """In a window, and before it begins."""
 MIDDLE = 0.4
