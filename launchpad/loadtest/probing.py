@@ -58,7 +58,7 @@ class _Observer:
             return True
         if part["last"]:
             if self.misses.clear is None:
-                self._count(part["lines"].values(), only_failures=True)
+                self._count(part["lines"].values(), last=True)
             return True
         parts = self._handed_over[part["second"]]
         parts.append(part["lines"].values())
@@ -66,14 +66,15 @@ class _Observer:
             self._count([line for lines in self._handed_over.pop(part["second"]) for line in lines])
         return self.misses.clear is None
 
-    def _count(self, lines: Lines, only_failures: bool = False) -> None:
+    def _count(self, lines: Lines, last: bool = False) -> None:
         failures = sum(many for line in lines for _, _, many in line["failures"])
-        sent = failures + (0 if only_failures else sum(line["answered"] for line in lines))
+        answering = [] if last else lines
+        sent = failures + sum(line["answered"] for line in answering)
         if sent:
-            held = sum(line["held"] for line in lines)
+            held = sum(line["held"] for line in answering)
             self.failures += failures
-            self.misses.seconds.append((sent, min(sent, failures + self._late(lines, RESPONSE))))
-            self.of_server.seconds.append((sent, min(sent, failures + held + self._late(lines, SERVICE))))
+            self.misses.seconds.append((sent, failures + self._late(answering, RESPONSE)))
+            self.of_server.seconds.append((sent, min(sent, failures + held + self._late(answering, SERVICE))))
 
     def _late(self, lines: Lines, kind: str) -> int:
         kept = (unpacked(line["latencies"][kind]) for line in lines if kind in line["latencies"])

@@ -88,10 +88,11 @@ def _find(candidate: Candidate, title: str, gate: Any) -> Finding:
     """
     try:
         return gate(candidate)
-    except GateFailed as error:
-        return count(title, [f"{problem.where}: {problem.what}".removeprefix(": ") for problem in error.problems])
     except LaunchpadError as error:
-        why = "; ".join(f"{problem.where}: {problem.what}".removeprefix(": ") for problem in error.problems)
+        problems = [f"{problem.where}: {problem.what}".removeprefix(": ") for problem in error.problems]
+        if isinstance(error, GateFailed):
+            return count(title, problems)
+        why = "; ".join(problems)
     except ServerError as error:
         why = str(error)
     return Finding([Gate(title, None, "<=", None, why=why.replace("\n", " "))])

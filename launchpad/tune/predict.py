@@ -199,7 +199,7 @@ class Goal:
 @dataclass(frozen=True)
 class Expected:
     """What is expected of a configuration: the goal's value with the interval that the costs' doubt gives, nan where
-    the limits do not hold: `low` may be it where the highest rate is best, else `high`."""
+    the limits do not hold. Where they hold but not at higher costs, the worse end of the interval is nan."""
 
     chosen: Configuration
     value: float

@@ -21,6 +21,7 @@ from launchpad import batching, console, exported, files, machine, notes, runfol
 from launchpad.backends import choose
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, Problem
 from launchpad.layout import Layout
+from launchpad.loadtest.summary import failed_share
 from launchpad.spec import Batching, BatchQueue, Traffic
 from launchpad.stage import Context, Stopwatch
 from launchpad.tune import predict, profile, profiling, reporting
@@ -263,8 +264,8 @@ def tune(context: Context, model: str, time_limit_s: float) -> Tuning:
     few = predict.worth_measuring(ranked, goal, context.declaration.pipeline.tune.candidates)
     chosen = list(dict.fromkeys([few[0], *named.values(), *few]))
     flags = repr(sorted(context.declaration.pipeline.serving.flags.items()))
-    what = [found.model_digest, found.backend, machine.describe(), found.measured, repr(goal), line.line, flags]
-    progress = Progress.at(workplace(context.layout, model) / "progress.json", files.digest(what))
+    question = [found.model_digest, found.backend, machine.describe(), found.measured, repr(goal), line.line, flags]
+    progress = Progress.at(workplace(context.layout, model) / "progress.json", files.digest(question))
     state = _State(context, model, line, goal, found, ranked, progress, clock, time_limit_s)
     skipped = _measure_all(state, chosen)
     judged = judge(progress.measured, goal)
@@ -369,7 +370,8 @@ def _near(ranked: Sequence[Expected]) -> float:
 def _measure_at_rate(bench: Bench, state: _State, chosen: Configuration) -> Measured:
     found = bench.outcome("loadtest", file=runfolder.SUMMARY)
     folder, totals = bench.layout.results(found["run"]), found["totals"]
-    missed = totals["failures"] / totals["requests"] if totals["requests"] else 1.0
+    failed = failed_share(totals)
+    missed = 1.0 if failed is None else failed
     probes = [(state.goal.rate_rps, totals["p50_ms"], totals["p99_ms"], missed)]
     holds = missed <= state.goal.limits.error_rate and totals["p99_ms"] is not None
     if state.goal.kind == "latency":

@@ -231,24 +231,28 @@ def test_a_run_comes_with_its_seconds_histograms_and_gates(declared, repository)
     assert HdrHistogram.decode(payload).get_total_count() > 0
 
 
-def test_a_run_folder_without_its_histograms_gives_what_it_has(declared, tmp_path):
-    (tmp_path / "history.csv").write_text(
-        "second,line,requests,failures,p50_ms,p95_ms,p99_ms,max_ms\n"
-        "0,tiny one,2,1,1.0,2.0,3.0,3.0\n1,tiny one,1,1,,,,\n"
-    )
-    with Store.open(declared) as store:
-        store.add_run(document(), tmp_path)
+@pytest.fixture
+def add(declared, tmp_path):
+    """Add a run with a history of these rows."""
+
+    def with_history(*rows: str) -> None:
+        head = "second,line,requests,failures,p50_ms,p95_ms,p99_ms,max_ms"
+        (tmp_path / "history.csv").write_text("\n".join([head, *rows, ""]))
+        with Store.open(declared) as store:
+            store.add_run(document(), tmp_path)
+
+    return with_history
+
+
+def test_a_run_folder_without_its_histograms_gives_what_it_has(declared, add):
+    add("0,tiny one,2,1,1.0,2.0,3.0,3.0", "1,tiny one,1,1,,,,")
     assert rows(declared, "select second, failures, p99_ms from seconds") == [(0, 1, 3.0), (1, 1, None)]
     assert rows(declared, "select count(*) from histograms") == [(0,)]
 
 
-def test_a_second_that_a_process_handed_over_late_is_one_all_the_same(declared, tmp_path):
-    (tmp_path / "history.csv").write_text(
-        "second,line,requests,failures,p50_ms,p95_ms,p99_ms,max_ms\n"
-        "0,tiny one,2,1,1.0,2.0,3.0,3.0\n1,tiny one,1,1,,,,\n0,tiny one,5,0,1.5,1.6,1.7,1.8\n1,tiny one,0,0,,,,\n"
-    )
-    with Store.open(declared) as store:
-        store.add_run(document(), tmp_path)
+def test_a_second_that_a_process_handed_over_late_is_one_all_the_same(declared, add):
+    first, late = ("0,tiny one,2,1,1.0,2.0,3.0,3.0", "1,tiny one,1,1,,,,"), "0,tiny one,5,0,1.5,1.6,1.7,1.8"
+    add(*first, late, "1,tiny one,0,0,,,,")
     assert rows(declared, "select second, requests, failures, p50_ms, p99_ms from seconds order by second") == [
         (0, 7, 1, 1.5, 3.0),
         (1, 1, 1, None, None),

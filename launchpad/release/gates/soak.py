@@ -15,6 +15,7 @@ import numpy as np
 
 from launchpad import drawing, files
 from launchpad.gates import Gate
+from launchpad.loadtest.summary import failed_share
 from launchpad.release.candidate import Candidate, Finding
 from launchpad.release.gates.measured import load
 from launchpad.runfolder import SERVER, SUMMARY
@@ -37,7 +38,7 @@ def soak(candidate: Candidate) -> Finding:
         return Finding([Gate("soak", None, "<=", None, why=f"the run {summary['status']}: {summary['why']}")], evidence)
     totals = summary["totals"]
     errors = candidate.pipeline.objectives.error_rate or 0.0
-    gates = [Gate("error rate of the soak", totals["failures"] / totals["requests"], "<=", errors)]
+    gates = [Gate("error rate of the soak", failed_share(totals), "<=", errors)]
     samples = [(float(row[0]), row[2]) for row in (files.read_json(folder / SERVER) or {"use": []})["use"]]
     settled = [sample for sample in samples if sample[0] >= SETTLING * summary["measured_s"]]
     name, limit, unit = "memory growth", declared.memory_mib_per_hour, "MiB/h"
