@@ -217,6 +217,7 @@ def run(
     cold: Any,  # [queues, rows + 1] s that it takes besides where the last one is long ago
     cool_s: Any,  # [queues] s in which most of that comes back
     task_s: Any,  # [queues, rows + 1] s that each request adds to a batch of so many rows
+    lone_s: Any,  # [queues] s that the first read in a turn takes besides; all of the turn then less, together
     front_s: Any,  # [queues, 2] s of reading and of answering a request
     factors: Any,  # noise of batch times, all queues' one after the other
     factor_ends: Any,  # [queues]
@@ -515,7 +516,11 @@ def run(
                     front_end[f] = work_clock + front_s[k, 0 if kind == READ else 1]
                     if kind == ANSWERS:
                         r = parts[q[k, PARTS_AT] + pointer]
-                        front_end[f] += task_s[k, min(batches[held_now, ROWS], turn_rows[turn_of[r]])]
+                        came = turn_rows[turn_of[r]]
+                        added = task_s[k, min(batches[held_now, ROWS], came)] - lone_s[k] * sizes[r] / came
+                        front_end[f] = max(work_clock, front_end[f] + added)
+                    elif kind == READ and loop and turn_rows[turn] == sizes[held_now]:
+                        front_end[f] += lone_s[k]
                     if now > front_idle[f]:
                         front_end[f] += wake_s[0] + rouse_s
                         roused += rouse_s

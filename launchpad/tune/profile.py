@@ -286,6 +286,7 @@ class Profile:
             cold_s=self.cold_s,
             cool_s=self.cool_s,
             task_s=self.task_s,
+            lone_s=READ_SHARE * max(0.0, float(self.task_s[self.traffic.batch])),
             read_s=self.front_s * READ_SHARE,
             answer_s=self.front_s * (1 - READ_SHARE),
             noise=np.asarray(self.residuals),

@@ -33,6 +33,8 @@ class ServiceTimes:
     task_s: [largest batch + 1], what each request adds to a batch of so many rows, such as joining inputs and cutting
     outputs apart, or saves where it is negative. Of an event loop it is that of the rows that were read in one turn and
     run in one batch: what comes bit by bit while a batch waits saves nothing. The last counts for all beyond.
+    lone_s: what of that a request which is alone in its turn and in its batch takes while it is read, and each that is
+    the first in its turn with it; under an event loop.
     read_s, answer_s: work on a request before and after its batch.
     noise: factors on batch_s that are drawn from with equal chance, such as measured residuals; their mean should be 1.
     """
@@ -41,6 +43,7 @@ class ServiceTimes:
     cold_s: np.ndarray = field(default_factory=lambda: np.zeros(2))
     cool_s: float = 1.0
     task_s: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    lone_s: float = 0.0
     read_s: float = 0.0
     answer_s: float = 0.0
     noise: np.ndarray = field(default_factory=lambda: NO_NOISE)
@@ -56,6 +59,7 @@ class ServiceTimes:
             batch_s=self.batch_s * factor,
             cold_s=self.cold_s * factor,
             task_s=self.task_s * factor,
+            lone_s=self.lone_s * factor,
             read_s=self.read_s * factor,
             answer_s=self.answer_s * factor,
         )
@@ -238,6 +242,7 @@ def simulate(queues: Sequence[Queue], num_batch_threads: int, host: Host, arriva
         cold=np.stack([_work(queue, queue.times.cold_s, most_rows) for queue in queues]),
         cool_s=np.array([queue.times.cool_s for queue in queues]),
         task_s=np.stack([_added(queue, most_rows) for queue in queues]),
+        lone_s=np.array([queue.times.lone_s if queue.batching else 0.0 for queue in queues]),
         front_s=np.array([(queue.times.read_s, queue.times.answer_s) for queue in queues]),
         factors=np.concatenate([np.asarray(queue.times.noise, np.float64) for queue in queues]),
         factor_ends=np.cumsum([len(queue.times.noise) for queue in queues]),

@@ -236,6 +236,23 @@ def test_what_an_event_loop_saves_on_many_requests_it_saves_on_those_that_it_rea
     assert apart.latency_s == pytest.approx(0.6 + 1.0 + 3 * 0.5 - np.array([0.0, 0.3, 0.6]))
 
 
+def test_what_a_request_by_itself_costs_more_passes_in_part_while_it_is_read():
+    """For each of a batch that come by themselves; for the first alone of those that are read in one turn."""
+    costs = np.array([0.0, 0.4, 0.4, 0.4])
+    times = ServiceTimes(np.array([0.0, 1.0, 1.0, 1.0]), answer_s=0.5, task_s=costs)
+    queue, partly = (Queue(BatchQueue(max_batch_size=3), one) for one in (times, replace(times, lone_s=0.3)))
+    host = Host(event_loop=True, inline_s=10.0)
+    alone, together = Arrivals.of(np.array([1.0, 9.0])), Arrivals.of(np.array([0.0, 0.4, 0.5, 0.6]))
+    for arrivals in (alone, together):
+        once, parted = (simulate([one], 1, host, arrivals) for one in (queue, partly))
+        assert parted.latency_s == pytest.approx(once.latency_s)
+    waits = BatchQueue(max_batch_size=3, batch_timeout_micros=1_000_000)
+    once, parted = (simulate([Queue(waits, one.times)], 1, host, BIT_BY_BIT) for one in (queue, partly))
+    assert once.latency_s - parted.latency_s == pytest.approx(np.full(3, 3 * 0.3 - 0.3))
+    unbatched = [simulate([Queue(None, one.times)], 1, host, alone).latency_s for one in (queue, partly)]
+    assert unbatched[0] == pytest.approx(unbatched[1])
+
+
 @pytest.mark.parametrize(
     ("batching", "host"),
     [
