@@ -6,11 +6,14 @@ What is built or run with it is the business of others. `docker` is imported onl
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import socket
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -86,6 +89,42 @@ def local_image(client: DockerClient, name: str) -> dict[str, Any] | None:
             return dict(client.images.get(name).attrs)
         except ImageNotFound:
             return None
+
+
+def copy_out(client: DockerClient, image: str, wanted: re.Pattern[str], folder: Path) -> None:
+    """Copy the files of an image whose paths end as wanted into a folder, under that end.
+
+    The image is read as a stream, and whatever is in it can be looked at: nothing of it runs. Raises EnvironmentFault
+    where the engine does not have it.
+    """
+    with told(f"reading the image {image}"):
+        container = client.api.create_container(image, ["none"], network_disabled=True)["Id"]
+        try:
+            with tarfile.open(fileobj=io.BufferedReader(_Stream(client.api.export(container))), mode="r|") as archive:
+                for member in archive:
+                    if member.isfile() and (end := wanted.search(member.name)):
+                        path = folder / end.group()
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        content = archive.extractfile(member)
+                        path.write_bytes(content.read() if content else b"")
+        finally:
+            client.api.remove_container(container, force=True)
+
+
+class _Stream(io.RawIOBase):
+    """Pieces of bytes as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or next(self._pieces, b"")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 @functools.cache

@@ -317,6 +317,10 @@ class Ports(Strict):
     grpc: Port = 8500
     """0 turns gRPC off, but for a UNIX socket in /tmp: tensorflow_model_server does not run without gRPC."""
 
+    def of(self, protocol: str) -> int:
+        """The port of a protocol of traffic; 0 where it is off."""
+        return self.grpc if protocol == "grpc" else self.rest
+
 
 class Monitoring(Strict):
     enabled: bool = True
@@ -808,6 +812,8 @@ class Pipeline(Strict):
                 elif line.signature not in self.models[line.model].signatures:
                     known = self.models[line.model].signatures
                     yield (*place, "signature"), _no_such("signature", line.signature, known)
+                if not self.serving.ports.of(line.protocol):
+                    yield (*place, "protocol"), f"{line.protocol} is off (serving.ports)"
         for name, model in self.models.items():
             if model.batching not in (None, "off") and self.serving.batching == "off":
                 yield ("models", name, "batching"), "needs serving.batching, which sets the batch threads"
@@ -869,9 +875,12 @@ class Pipeline(Strict):
 
     def traffic(self, profile: Profile) -> tuple[Traffic, ...]:
         """The traffic lines of a profile, with the default filled in."""
-        return profile.traffic or tuple(
-            Traffic(model=name, signature=next(iter(m.signatures))) for name, m in self.models.items()
-        )
+        return profile.traffic or tuple(map(self.plain_traffic, self.models))
+
+    def plain_traffic(self, model: str) -> Traffic:
+        """Single examples to a model's first signature; over REST, unless that is off."""
+        signature = next(iter(self.models[model].signatures))
+        return Traffic(model=model, signature=signature, protocol="rest" if self.serving.ports.rest else "grpc")
 
 
 def has_no_gpu_code(image: str) -> bool:

@@ -18,14 +18,20 @@ from launchpad.stage import Context
 ROLLOUT_SPARE_S = 60
 ASKED = 5
 """Examples that each signature is asked in the smoke test."""
+AUTOSCALERS = {
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers.autoscaling",
+    "ScaledObject": "scaledobjects.keda.sh",
+}
+"""What overlays scale with, by kind, as kubectl is asked for it."""
 
 
 def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callable[[str], str] = input) -> None:
     """Bring an overlay into the cluster of a kubectl context.
 
     Raises DeclarationError for an overlay or a context that there is not and for images without a digest,
-    EnvironmentFault where kubectl or the cluster refuses, GateFailed where manifests have drifted, or the rollout or
-    the smoke test fails: the Deployments are then back at what they were before.
+    EnvironmentFault where kubectl or the cluster refuses, or another overlay's autoscaler is there, GateFailed where
+    manifests have drifted, or the rollout or the smoke test fails: the Deployments are then back at what they were
+    before.
     """
     folder = _overlay(context, overlay)
     stage.check(context)
@@ -33,6 +39,7 @@ def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callabl
     kubectl = Kubectl(cluster, context.declaration.pipeline.kubernetes.namespace)
     objects = kubectl.build(folder)
     _refuse_images(context, overlay, objects)
+    _refuse_second_autoscaler(kubectl, context.declaration.pipeline.name, objects)
     deployments = [one["metadata"]["name"] for one in objects if one["kind"] == "Deployment"]
     kubectl.run("apply", f"--kustomize={folder}", "--dry-run=server")  # rights, kinds and namespace, before any change
     difference = kubectl.differs(folder)
@@ -86,6 +93,19 @@ def _refuse_images(context: Context, overlay: str, objects: list[dict[str, Any]]
             declared.where("kubernetes", "gpu"),
             "declare kubernetes.gpu.image",
         )
+
+
+def _refuse_second_autoscaler(kubectl: Kubectl, name: str, objects: list[dict[str, Any]]) -> None:
+    """Raise EnvironmentFault where the cluster has an autoscaler that the overlay lacks: another overlay's, which an
+    apply would leave. Two on one Deployment hinder each other, and KEDA refuses to be the second."""
+    kinds = {one["kind"] for one in objects}
+    for kind, resource in AUTOSCALERS.items():
+        if kind not in kinds and kubectl.has(resource, name):
+            raise EnvironmentFault(
+                f"the cluster has a {kind} {name!r}, of another overlay: two autoscalers hinder each other",
+                f"context {kubectl.context}",
+                f"kubectl delete --namespace={kubectl.namespace} {resource}/{name}; the pods stay as many as they are",
+            )
 
 
 def _of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

@@ -46,6 +46,15 @@ class Kubectl:
         """Return what a command printed, given a text to read. Raises EnvironmentFault, with what to do where known."""
         return self._call([*self._place, *words], timeout_s, text=text).stdout
 
+    def has(self, resource: str, name: str) -> bool:
+        """Tell whether the namespace has an object; it has none of a resource that the cluster does not know."""
+        try:
+            return bool(self.run("get", f"{resource}/{name}", "--ignore-not-found", "--output=name"))
+        except EnvironmentFault as fault:
+            if "doesn't have a resource type" in fault.problems[0].what:
+                return False
+            raise
+
     def differs(self, folder: Path) -> str:
         """Return the difference between the cluster and a kustomization; empty where there is none."""
         done = self._call([*self._place, "diff", f"--kustomize={folder}"], TIMEOUT_S, (0, 1))

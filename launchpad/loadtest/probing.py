@@ -93,7 +93,7 @@ class _Observer:
 def traffic_of(context: Context, model: str | None, signature: str | None, protocol: str) -> tuple[Traffic, ...]:
     """Return the traffic to search with: one model's signature, or without a model that of the default profile.
 
-    Raises DeclarationError for a model or signature that is not declared.
+    Raises DeclarationError for a model or signature that is not declared, and for a protocol that is off.
     """
     pipeline = context.declaration.pipeline
     if model is None:
@@ -104,6 +104,9 @@ def traffic_of(context: Context, model: str | None, signature: str | None, proto
     signature = signature or next(iter(known))
     if signature not in known:
         raise DeclarationError(f"{model} has no signature {signature!r}", fix=f"declared: {', '.join(known)}")
+    if not pipeline.serving.ports.of(protocol):
+        place = context.declaration.where("serving", "ports")
+        raise DeclarationError(f"{protocol} is off", place, "give it a port, or ask over the other protocol")
     return (Traffic(model=model, signature=signature, protocol=protocol),)  # type: ignore[arg-type]
 
 

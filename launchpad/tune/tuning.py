@@ -151,9 +151,7 @@ def line_of(context: Context, model: str) -> Traffic:
     pipeline = context.declaration.pipeline
     lines = pipeline.traffic(pipeline.loadtest.profiles[context.profile or pipeline.loadtest.profile])
     own = [line for line in lines if line.model == model]
-    if not own:
-        return Traffic(model=model, signature=next(iter(pipeline.models[model].signatures)))
-    return max(own, key=lambda line: line.weight)
+    return max(own, key=lambda line: line.weight, default=pipeline.plain_traffic(model))
 
 
 def workplace(layout: Layout, model: str) -> Path:

@@ -18,8 +18,9 @@ simulator is compared with what it describes.
 capacity that was predicted in the first round, in opposite order each time. What neighbours take of the machine within
 a minute moves a percentile by more than any simulator is off; over all rounds it is as much for what is profiled as for
 what is measured. So the medians of what was measured are compared with what is predicted of the medians of the loads in
-all profiles, and of the machine's pace in all of them. Nearer to the capacity the p99 of a run is made by the worst
-stall of the machine that it meets; that of the median second is compared as well.
+all profiles, and of the machine's pace in all of them; and it is said for how many the rounds, resampled, do not rule
+out that they are as near as they should be. Nearer to the capacity the p99 of a run is made by the worst stall of the
+machine that it meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
@@ -70,6 +71,9 @@ FRESH_S = 2.0
 ROUNDS = 8
 RUNS = 9
 """How often percentiles are simulated, each with a stretch of its own of the machine's pace."""
+NEAR = 0.15
+"""Share by which a percentile may be off."""
+RESAMPLED = 500
 BOUND = 64
 SEEDS = 20
 BEST, AGAIN = 3, 3
@@ -382,6 +386,7 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
     columns = [column for name in names.values() for column in (f"{name}, predicted", "measured")]
     head(model, what, [one["profile"] for one in rounds], ("at rate", *columns))
     ratios: dict[str, list[float]] = {name: [] for name in names}
+    perhaps = dict.fromkeys(names, 0)
     again = []
     for chosen in PREDICTED:
         rows = [row for one in rounds for row in one["rows"] if configuration(row) == chosen and not disturbed(row)]
@@ -394,6 +399,8 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
         for name in names:
             expected, measured = pooled([predicted], name), pooled(rows, name)
             ratios[name].append(expected / measured)
+            low, high = interval(rows, name)
+            perhaps[name] += expected / high < 1 + NEAR and expected / low > 1 - NEAR
             cells += [
                 f"{value:,.0f} µs" if name == "server_us" else f"{value:.2f} ms" for value in (expected, measured)
             ]
@@ -402,7 +409,10 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
         print(f"| {chosen.title} | {rate_rps:,.0f} |", " | ".join(cells), f"({min(p99s):.1f} to {max(p99s):.1f}) |")
     print()
     for name, title in names.items():
-        print(f"{title} within 15 %: {within(ratios[name], 0.15)}; predicted over measured {typical(ratios[name]):.2f}")
+        print(
+            f"{title} within {NEAR:.0%}: {within(ratios[name], NEAR)}, {perhaps[name]} as far as the rounds can tell; "
+            f"predicted over measured {typical(ratios[name]):.2f}"
+        )
     print(f"from round to round, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
 
 
@@ -429,6 +439,15 @@ def median_profile(profiles: list[profile.Profile]) -> profile.Profile:
 def pooled(rows: list[Kept], name: str) -> float:
     """Return the median of a figure that each row has one or some of."""
     return typical([value for row in rows for value in np.atleast_1d(row[name])])
+
+
+def interval(rows: list[Kept], name: str) -> tuple[float, float]:
+    """Return where 90 % of the medians lie that other rounds might have had: bootstrap of the rows, whole rounds."""
+    chance = np.random.default_rng(0)
+    drawn = (chance.choice(len(rows), len(rows)) for _ in range(RESAMPLED))
+    medians = [pooled([rows[index] for index in picked], name) for picked in drawn]
+    low, high = np.quantile(medians, (0.05, 0.95))
+    return float(low), float(high)
 
 
 def predicted_percentiles(found: profile.Profile, chosen: Configuration, rate_rps: float) -> Kept:

@@ -268,6 +268,20 @@ def test_traffic_to_a_model_that_is_not_declared_is_refused_with_those_that_are(
     )
 
 
+@pytest.mark.parametrize(
+    ("off", "protocol", "plain"), [("rest", "rest", "grpc"), ("rest", "rest_columns", "grpc"), ("grpc", "grpc", "rest")]
+)
+def test_traffic_over_a_protocol_that_is_off_is_refused_and_is_not_what_is_meant_without_any(
+    declare, off, protocol, plain
+):
+    head = HEAD + f"serving: {{ports: {{{off}: 0}}}}\nloadtest: {{profile: p, profiles: {{p: {{users: 1, duration_s: 1"
+    said = only_fault(declare, f"{head}, traffic: [{{model: tiny, protocol: {protocol}}}]}}}}}}\n")[1]
+    assert said == f"loadtest.profiles.p.traffic[0].protocol: {protocol} is off (serving.ports)"
+
+    pipeline = declare(head + "}}}\n").pipeline
+    assert [line.protocol for line in pipeline.traffic(pipeline.loadtest.profiles["p"])] == [plain]
+
+
 def test_exponents_without_a_dot_are_numbers(declare):
     declared = declare("name: a\nmodels:\n  tiny: {source: x, acceptance: {parity: 1e-5}}\n")
     assert declared.pipeline.models["tiny"].acceptance.parity == 1e-5

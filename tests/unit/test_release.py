@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launchpad import files
+from launchpad import backends, files
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.gates import Gate
 from launchpad.release import checklist, command, record
@@ -203,6 +203,17 @@ def test_packages_are_followed_to_what_they_need():
     assert {"keras", "numpy", "h5py"} <= found and "pytest" not in found
 
 
+def test_an_installed_binary_has_no_python_parts(candidate, monkeypatch):
+    monkeypatch.setattr(backends, "choose", lambda _: backends.Choice(backends.BACKENDS["native"], "declared"))
+    assert supply.licences(candidate()).verdict == supply.vulnerabilities(candidate()).verdict == "passed"
+    assert supply.parts(candidate())[0] == []
+
+
+@pytest.fixture
+def on_embedded(monkeypatch):
+    monkeypatch.setattr(backends, "choose", lambda _: backends.Choice(backends.BACKENDS["embedded"], "declared"))
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
@@ -210,8 +221,7 @@ def test_packages_are_followed_to_what_they_need():
         ("", "did not get its data: no route to host"),
     ],
 )
-def test_an_audit_without_data_did_not_run(candidate, monkeypatch, answer, why):
-    monkeypatch.setattr(supply, "_without_python", lambda _: False)
+def test_an_audit_without_data_did_not_run(candidate, monkeypatch, on_embedded, answer, why):
     done = subprocess.CompletedProcess([], 1, answer, "no route to host\n")
     monkeypatch.setattr(supply.subprocess, "run", lambda *_, **__: done)
     finding = supply.vulnerabilities(candidate())
@@ -239,9 +249,8 @@ class Advisories(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(("flawed", "verdict"), [("", "passed"), ("numpy", "failed")])
-def test_pip_audit_judges_every_package_of_the_server(candidate, monkeypatch, flawed, verdict):
+def test_pip_audit_judges_every_package_of_the_server(candidate, monkeypatch, on_embedded, flawed, verdict):
     monkeypatch.setattr(Advisories, "flawed", flawed)
-    monkeypatch.setattr(supply, "_without_python", lambda _: False)
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as service:
         threading.Thread(target=service.serve_forever).start()
         monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")

@@ -1,7 +1,8 @@
 """Gates on what else is shipped: licences and known vulnerabilities of the server's Python parts.
 
-The image of TensorFlow Serving holds a binary and bash and no Python. The embedded server is Python: its parts are the
-packages that `launchpad.modelserver` needs, with all that they need, at the versions of `requirements.txt`.
+The embedded server is Python: its parts are the packages that `launchpad.modelserver` needs, with all that they need,
+at the versions of `requirements.txt`. An image is looked into: those of TensorFlow Serving hold a binary and no Python,
+another base may hold some. An installed tensorflow_model_server is a binary.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import Distribution
+from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
-from launchpad import files
+from launchpad import engine, files, imagefile
+from launchpad.errors import EnvironmentFault
 from launchpad.gates import Gate
 from launchpad.release.candidate import Candidate, Finding, not_run
 
@@ -31,48 +36,86 @@ COPYLEFT = re.compile(r"\b(A|L)?GPL|GNU (Affero |Lesser )?General Public|EUPL|SS
 AUDIT_TIMEOUT_S = 300
 
 
+INSTALLED = re.compile(r"[^/]+\.(?:dist-info/.*|egg-info(?:/.*)?)$")
+"""What the installation of a package leaves in an image: a folder, or of old a file, with what it says of itself."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Python package of the server; licence: what it says of it, empty where it says nothing."""
+
+    name: str
+    version: str
+    licence: str
+
+
 def licences(candidate: Candidate) -> Finding:
     """Every Python part of the server has a known licence, and none that asks for more than notices."""
-    what = "packages to look at"
-    if _without_python(candidate):
-        return Finding([Gate(what, 0, "<=", 0)], [candidate.layout.dockerfile], ["the image has no Python parts"])
-    found = {name: licence(name) for name in sorted(closure(EMBEDDED))}
+    found, owner, evidence = parts(candidate)
     doubtful = [
-        f"{name}: {said or 'no licence named'}" for name, said in found.items() if not said or is_copyleft(said)
+        f"{part.name}: {part.licence or 'no licence named'}"
+        for part in found
+        if not part.licence or is_copyleft(part.licence)
     ]
     by_licence: dict[str, list[str]] = {}
-    for name, said in found.items():
-        by_licence.setdefault(said or "none named", []).append(name)
-    facts = {"licences": by_licence}
-    notes = [*doubtful, f"{len(found)} packages of the embedded server"]
-    return Finding([Gate(what, len(doubtful), "<=", 0)], [candidate.layout.root / "requirements.txt"], notes, facts)
+    for part in found:
+        by_licence.setdefault(part.licence or "none named", []).append(part.name)
+    notes = [*doubtful, f"{len(found)} packages of {owner}"]
+    return Finding([Gate("packages to look at", len(doubtful), "<=", 0)], [evidence], notes, {"licences": by_licence})
 
 
 def vulnerabilities(candidate: Candidate) -> Finding:
     """pip-audit knows no vulnerability of a Python part of the server."""
     what = "known vulnerabilities"
-    if _without_python(candidate):
-        return Finding([Gate(what, 0, "<=", 0)], [candidate.layout.dockerfile], ["the image has no Python parts"])
-    parts = [f"{name}=={importlib.metadata.version(name)}" for name in sorted(closure(EMBEDDED))]
-    for chosen in (parts[:1], parts):  # where the data cannot be had, one package tells
+    found, owner, evidence = parts(candidate)
+    note = f"{len(found)} packages of {owner}"
+    if not found:
+        return Finding([Gate(what, 0, "<=", 0)], [evidence], [note])
+    named = [f"{part.name}=={part.version}" for part in found]
+    for chosen in (named[:1], named):  # where the data cannot be had, one package tells
         report, obstacle = _audit(chosen)
         if obstacle:
             return not_run(what, obstacle)
-    found = [
+    flaws = [
         f"{part['name']} {part['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'none yet'}"
         for part in report
         for flaw in part["vulns"]
     ]
     written, published = candidate.keep("audit.json")
     files.write_json(written, report)
-    notes = [*found, f"{len(parts)} packages of the embedded server"]
-    return Finding([Gate(what, len(found), "<=", 0)], [published], notes)
+    return Finding([Gate(what, len(flaws), "<=", 0)], [published], [*flaws, note])
 
 
-def _audit(parts: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+def parts(candidate: Candidate) -> tuple[list[Part], str, Path]:
+    """Return the server's Python packages by name, whose they are, and the file that says so.
+
+    Raises EnvironmentFault where the server is an image that is not here.
+    """
+    from launchpad.backends import choose
+
+    layout, backend = candidate.layout, choose(candidate.context).backend.name
+    if backend == "native":
+        return [], "the installed tensorflow_model_server, a binary", layout.root / "pipeline.yaml"
+    if backend == "embedded":
+        installed = map(importlib.metadata.distribution, sorted(closure(EMBEDDED)))
+        return [_part(one) for one in installed], "the embedded server", layout.root / "requirements.txt"
+    image = imagefile.Image.load(layout)
+    if image is None:
+        raise EnvironmentFault("no image was built here", fix="run `invoke build`")
+    with tempfile.TemporaryDirectory() as folder:
+        engine.copy_out(engine.connect(), image.id, INSTALLED, Path(folder))
+        there = importlib.metadata.distributions(path=[folder])
+        return sorted(map(_part, there), key=lambda part: part.name), f"the image {image.tag}", layout.image_record
+
+
+def _part(installed: Distribution) -> Part:
+    return Part(installed.name, installed.version, licence(installed))
+
+
+def _audit(named: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """Return what pip-audit reports of packages, and why that is not all; the reason is empty when it is."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(parts))
+        file.write("\n".join(named))
         file.flush()
         command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--no-deps", "--format=json", "-r", file.name]
         try:
@@ -104,9 +147,9 @@ def closure(names: Iterable[str]) -> set[str]:
     return found
 
 
-def licence(name: str) -> str:
+def licence(installed: Distribution) -> str:
     """Return what a package says of its licence: its SPDX expression, its classifiers, or its own words."""
-    metadata: Any = importlib.metadata.metadata(name)
+    metadata: Any = installed.metadata
     classified = [
         entry.rpartition(" :: ")[2] for entry in metadata.get_all("Classifier", ()) if entry.startswith("License ::")
     ]
@@ -114,13 +157,13 @@ def licence(name: str) -> str:
         metadata.get("License-Expression")
         or ", ".join(classified)
         or (metadata.get("License") or "").partition("\n")[0]
-        or _of_file(name)
+        or _of_file(installed)
     )
 
 
-def _of_file(name: str) -> str:
+def _of_file(installed: Distribution) -> str:
     """Return the title of a package's licence file, which is its first line; empty where there is none."""
-    for file in importlib.metadata.files(name) or ():
+    for file in installed.files or ():
         if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING")):
             lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
             return lines[0] if lines else ""
@@ -137,10 +180,3 @@ def _needs(name: str) -> Iterator[str]:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield requirement.name
-
-
-def _without_python(candidate: Candidate) -> bool:
-    """Tell whether the server that is released is TensorFlow Serving's binary; the declaration and the machine say."""
-    from launchpad.backends import choose
-
-    return choose(candidate.context).backend.name != "embedded"

@@ -2,7 +2,8 @@
 
 A policy says which parameters it wants for what it sees; this module says whether and when they are tried. A change is
 on trial for a window: if the latency is worse after it than before, at a comparable rate, the last good parameters come
-back and what was tried is barred for a while. Everything is seconds on one clock, and immutable.
+back and what was tried is barred for a while. Less load is no excuse for a higher latency: clients that wait for their
+answers ask less of a slow server. Everything is seconds on one clock, and immutable.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Barred:
-    """Parameters that were taken back, at which rate, and until when they are not tried again."""
+    """Parameters that were taken back, the rate before they were tried, and until when they are not tried again."""
 
     setting: Setting
     rate_rps: float
@@ -200,25 +201,25 @@ def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple
     if seen.at_s - seen.seconds < trial.since_s or seen.seconds < window_s:
         why = f"a change is on trial: {max(0.0, seen.at_s - trial.since_s):.0f} of {window_s:g} s"
         return Decision("hold", state.current, why), state
-    over = replace(state, trial=None)
-    if not comparable(trial.before.rate_rps, seen.rate_rps):
-        rates = f"from {trial.before.rate_rps:.0f} to {seen.rate_rps:.0f} requests/s"
+    over, before = replace(state, trial=None), trial.before
+    worse = _worse(before, seen, rules)
+    if not comparable(before.rate_rps, seen.rate_rps):
+        load = f"the load went from {before.rate_rps:.0f} to {seen.rate_rps:.0f} requests/s"
         if rules.holds(seen):
             kept = replace(over, good=state.current)
-            return Decision(
-                "hold", state.current, f"the load went {rates}; the objective holds, the change stays"
-            ), kept
-        return Decision("hold", state.current, f"the load went {rates}: the change cannot be judged by it"), over
-    worse = _worse(trial.before, seen, rules)
+            return Decision("hold", state.current, f"{load}; the objective holds, the change stays"), kept
+        if not worse or seen.rate_rps > before.rate_rps or not rules.holds(before):
+            return Decision("hold", state.current, f"{load}: the change cannot be judged by it"), over
+        worse = f"{load}, and the objective, which held before the change, does not: {worse}"
     if worse and seen.at_s < state.return_s:
         why = f"{worse}; the way back could not be taken, and is tried again in {state.return_s - seen.at_s:.0f} s"
         return Decision("hold", state.current, why), state
     if not worse:
-        why = f"the change is good: p99 {milliseconds(seen.p99_ms)}, {milliseconds(trial.before.p99_ms)} before it"
+        why = f"the change is good: p99 {milliseconds(seen.p99_ms)}, {milliseconds(before.p99_ms)} before it"
         return Decision("hold", state.current, why), replace(over, good=state.current)
     until_s = seen.at_s + BARRED_COOL_DOWNS * rules.declared.cool_down_s
     known = tuple(bar for bar in state.barred if bar.until_s > seen.at_s)
-    barred = replace(over, barred=(*known, Barred(state.current, seen.rate_rps, until_s)))
+    barred = replace(over, barred=(*known, Barred(state.current, before.rate_rps, until_s)))
     if state.good == state.current:
         return Decision("hold", state.current, f"{worse}; there is nothing better known to go back to"), barred
     return Decision("return", state.good, f"{worse}: back to the last good parameters"), barred

@@ -11,9 +11,11 @@ import pytest
 from registry import registry
 
 from launchpad import pipeline
+from launchpad.errors import EnvironmentFault
 from launchpad.imagefile import Image
 from launchpad.release.candidate import Candidate
 from launchpad.release.gates import image as gates
+from launchpad.release.gates import supply
 
 
 def test_the_same_inputs_are_the_same_image_and_nothing_is_built_twice(on_empty):
@@ -83,6 +85,41 @@ def test_a_release_wants_the_image_of_what_is_here(on_empty, engine):
     engine.client.images.remove(built.tag, force=True)
     gone = judged()
     assert gone.verdict == "failed" and "the engine does not have it" in gone.notes
+
+
+def test_the_python_parts_of_a_base_image_are_looked_at(on_empty, engine, empty_image, tmp_path):
+    """As pip leaves them, and as a distribution's own packages are left: a folder, and of old a file."""
+    said = "Metadata-Version: 2.1\nName: {}\nVersion: 1.0\n{}"
+    for path, text in (
+        ("usr/lib/python3/dist-packages/free-1.0.dist-info/METADATA", said.format("free", "License: MIT\n")),
+        ("opt/app/site-packages/bound-1.0.dist-info/METADATA", said.format("bound", "License-Expression: GPL-3.0\n")),
+        ("usr/lib/python3/dist-packages/aged-1.0.egg-info", said.format("aged", "")),
+    ):
+        (tmp_path / "parts" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "parts" / path).write_text(text)
+    (tmp_path / "parts" / "Dockerfile").write_text(f"FROM {empty_image}\nCOPY . /\n")
+    engine.client.images.build(path=str(tmp_path / "parts"), tag="with-parts:1")
+
+    def judged():
+        candidate = Candidate(pipeline.context(on_empty.root), "1.0.0", on_empty.root, on_empty.root, None)
+        return supply.licences(candidate)
+
+    on_empty.edit(("backend: embedded", "backend: docker"))
+    with pytest.raises(EnvironmentFault, match="no image was built"):
+        judged()
+    on_empty.invoke("build", check=True)
+    without = judged()
+    assert without.verdict == "passed" and without.notes == [
+        f"0 packages of the image {Image.load(on_empty.layout).tag}"
+    ]
+
+    on_empty.edit((f"image: {empty_image}", "image: with-parts:1"))
+    on_empty.invoke("build", check=True)
+    found = judged()
+    assert found.verdict == "failed"
+    assert found.notes[:2] == ["aged: no licence named", "bound: GPL-3.0"]
+    assert found.facts["licences"] == {"none named": ["aged"], "GPL-3.0": ["bound"], "MIT": ["free"]}
+    assert not engine.client.containers.list(all=True, filters={"ancestor": Image.load(on_empty.layout).id})
 
 
 def test_a_push_is_taken_by_a_registry_and_its_digest_recorded(on_empty):

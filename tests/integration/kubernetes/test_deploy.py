@@ -45,6 +45,8 @@ elif words[0] == "diff":
     sys.exit(1 if state["diff"] else 0)
 elif words[0] == "get" and words[1].startswith("deployment/"):
     print(state["there"])
+elif words[0] == "get":
+    print("\\n".join(name for name in state["objects"] if name == words[1]), end="")
 elif words[0] == "port-forward":
     print(f"Forwarding from 127.0.0.1:{{state['port']}} -> 8501", flush=True)
     time.sleep(60)
@@ -86,6 +88,7 @@ class Cluster:
             "contexts": ["here"],
             "diff": "-old\n+new",
             "there": "7",
+            "objects": ["horizontalpodautoscalers.autoscaling/digits"],
             "port": port,
             "fail": {},
         }
@@ -135,7 +138,7 @@ def test_it_shows_the_difference_asks_applies_waits_and_tries_every_signature(la
     said = capsys.readouterr().out
     assert "+new" in said and "40 requests answered as the exporter says" in said  # 2 models, 4 signatures, 5 each
     order = [line.split()[0] for line in cluster.calls]
-    assert order == ["config", "kustomize", "apply", "diff", "get", "apply", "rollout", "port-forward"]
+    assert order == ["config", "kustomize", "get", "apply", "diff", "get", "apply", "rollout", "port-forward"]
     assert cluster.changes == ["apply"]
 
 
@@ -156,6 +159,23 @@ def test_a_cluster_that_is_as_declared_is_tried_out_and_left(launched, cluster, 
     cluster.says(diff="")
     deploy(context_of(launched), "here", "cpu", yes=False)
     assert "as declared" in capsys.readouterr().out and not cluster.changes
+
+
+@pytest.mark.parametrize(
+    ("overlay", "there"),
+    [("keda", "horizontalpodautoscalers.autoscaling/digits"), ("cpu", "scaledobjects.keda.sh/digits")],
+)
+def test_the_autoscaler_of_another_overlay_has_to_go_first(launched, cluster, overlay, there):
+    cluster.says(objects=[there])
+    with pytest.raises(EnvironmentFault, match=rf"(?s)two autoscalers.*kubectl delete --namespace=serving {there};"):
+        deploy(context_of(launched), "here", overlay, yes=True)
+    assert not cluster.changes
+
+
+def test_a_cluster_without_keda_has_no_autoscaler_of_it(launched, cluster):
+    cluster.says(fail={"get scaledobjects": 'error: the server doesn\'t have a resource type "scaledobjects"'})
+    deploy(context_of(launched), "here", "cpu", yes=True)
+    assert cluster.changes == ["apply"]
 
 
 def test_a_rollout_that_fails_is_taken_back(launched, cluster):

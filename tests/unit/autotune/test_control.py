@@ -97,7 +97,8 @@ ON_TRIAL = replace(State.of(SMALL), current=LARGE, trial=Trial(seen(980), 985), 
         (seen(996, failures=5), "hold", LARGE, "the change is good"),
         (seen(996, rps=130), "hold", LARGE, "the load went from 100 to 130 requests/s; the objective holds"),
         (seen(996, p99_ms=51, rps=130), "hold", SMALL, "cannot be judged"),
-        (seen(996, p99_ms=51, rps=70), "hold", SMALL, "cannot be judged"),
+        (seen(996, p99_ms=49, rps=70), "hold", LARGE, "the load went from 100 to 70 requests/s; the objective holds"),
+        (seen(996, p99_ms=51, rps=70), "return", SMALL, "which held before the change, does not: p99 is 51 ms, 20 ms"),
         (seen(996, p99_ms=None), "return", SMALL, "no request is answered well, p99 was 20 ms before"),
     ],
 )
@@ -140,6 +141,20 @@ def test_what_was_taken_back_is_barred_at_its_rate_and_the_good_one_is_not_on_tr
     assert (state.current, state.trial) == (SMALL, None)
     later = replace(state, wish=LARGE, wished=1)
     assert "taken back" in decide(later, seen(1100), always(LARGE), RULES)[0].reason
+
+
+@pytest.mark.parametrize(("before_ms", "after_ms"), [(60, 80), (45, 51)])
+def test_less_load_tells_nothing_of_a_change_where_the_objective_did_not_hold_before_or_little_differs(
+    before_ms, after_ms
+):
+    state = replace(ON_TRIAL, trial=Trial(seen(980, p99_ms=before_ms), 985))
+    assert "cannot be judged" in decide(state, seen(996, p99_ms=after_ms, rps=70), always(None), RULES)[0].reason
+
+
+def test_what_slowed_waiting_clients_down_is_not_tried_again_when_they_are_as_fast_as_before():
+    decision, state = decide(ON_TRIAL, seen(996, p99_ms=90, rps=30), always(None), RULES)
+    state = replace(changed(state, decision, seen(996), 997), wish=LARGE, wished=1)
+    assert "taken back" in decide(state, seen(1100), always(LARGE), RULES)[0].reason
 
 
 def test_a_return_waits_for_no_cool_down_and_no_limit():
