@@ -83,7 +83,7 @@ def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
         http.asked, http.answers = [], []
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         yield http
         http.shutdown()

@@ -37,7 +37,7 @@ def pretend(tmp_path, monkeypatch):
 
         server = socketserver.ThreadingUnixStreamServer(str(tmp_path / "docker.sock"), Handler)
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
 

@@ -57,7 +57,7 @@ class Fake:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.http.server_port
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def serve(self, *latencies_us: int, status: str = "OK") -> None:
         for latency_us in latencies_us:

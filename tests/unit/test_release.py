@@ -252,7 +252,7 @@ class Advisories(BaseHTTPRequestHandler):
 def test_pip_audit_judges_every_package_of_the_server(candidate, monkeypatch, on_embedded, flawed, verdict):
     monkeypatch.setattr(Advisories, "flawed", flawed)
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as service:
-        threading.Thread(target=service.serve_forever).start()
+        threading.Thread(target=service.serve_forever, args=(0.01,)).start()
         monkeypatch.setenv("PIP_AUDIT_VULNERABILITY_SERVICE", "osv")
         monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"http://127.0.0.1:{service.server_port}/v1/query")
         given = candidate()

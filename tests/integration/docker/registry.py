@@ -27,7 +27,7 @@ class Registry(ThreadingHTTPServer):
 @contextmanager
 def registry() -> Iterator[Registry]:
     with Registry() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
