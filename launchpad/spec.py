@@ -580,8 +580,8 @@ class Autotune(Strict):
     changes_per_hour: Positive = 12
     """Most changes in any hour; a return to the last good parameters is always allowed."""
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """model: least share by which p99 must be expected to fall. The simulator is off by up to 0.15, and a change costs
-    seconds of a higher p99."""
+    """model: least share by which p99 must be expected to fall. An expected p99 is no nearer than about 0.15, and
+    a change costs seconds of a higher one."""
     tolerance: Annotated[float, Field(ge=0)] = 0.2
     """A change after which p99 is higher by more than this share is taken back."""
     bounds: Bounds = Bounds()

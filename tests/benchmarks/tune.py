@@ -18,9 +18,9 @@ simulator is compared with what it describes.
 capacity that was predicted in the first round, in opposite order each time. What neighbours take of the machine within
 a minute moves a percentile by more than any simulator is off; over all rounds it is as much for what is profiled as for
 what is measured. So the medians of what was measured are compared with what is predicted of the medians of the loads in
-all profiles, and of the machine's pace in all of them; and it is said for how many the rounds, resampled, do not rule
-out that they are as near as they should be. Nearer to the capacity the p99 of a run is made by the worst stall of the
-machine that it meets; that of the median second is compared as well.
+all profiles, and of the machine's pace in all of them; and the rounds, resampled, say how many are surely as near as
+they should be, and of how many they do not rule it out. Nearer to the capacity the p99 of a run is made by the worst
+stall of the machine that it meets; that of the median second is compared as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
@@ -386,7 +386,7 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
     columns = [column for name in names.values() for column in (f"{name}, predicted", "measured")]
     head(model, what, [one["profile"] for one in rounds], ("at rate", *columns))
     ratios: dict[str, list[float]] = {name: [] for name in names}
-    perhaps = dict.fromkeys(names, 0)
+    surely, perhaps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     again = []
     for chosen in PREDICTED:
         rows = [row for one in rounds for row in one["rows"] if configuration(row) == chosen and not disturbed(row)]
@@ -399,8 +399,9 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
         for name in names:
             expected, measured = pooled([predicted], name), pooled(rows, name)
             ratios[name].append(expected / measured)
-            low, high = interval(rows, name)
-            perhaps[name] += expected / high < 1 + NEAR and expected / low > 1 - NEAR
+            high, low = (expected / end for end in interval(rows, name))
+            surely[name] += low >= 1 - NEAR and high <= 1 + NEAR
+            perhaps[name] += low <= 1 + NEAR and high >= 1 - NEAR
             cells += [
                 f"{value:,.0f} µs" if name == "server_us" else f"{value:.2f} ms" for value in (expected, measured)
             ]
@@ -410,8 +411,8 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
     print()
     for name, title in names.items():
         print(
-            f"{title} within {NEAR:.0%}: {within(ratios[name], NEAR)}, {perhaps[name]} as far as the rounds can tell; "
-            f"predicted over measured {typical(ratios[name]):.2f}"
+            f"{title} within {NEAR:.0%}: {within(ratios[name], NEAR)}; by the rounds, resampled, {surely[name]} surely "
+            f"are and {perhaps[name]} may be; predicted over measured {typical(ratios[name]):.2f}"
         )
     print(f"from round to round, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
 

@@ -6,9 +6,12 @@ from array import array
 
 import pytest
 
+from launchpad.errors import DeclarationError
 from launchpad.loadtest.capacity import Probe
 from launchpad.loadtest.latencies import packed
-from launchpad.loadtest.probing import _Observer
+from launchpad.loadtest.probing import _Observer, traffic_of
+from launchpad.stage import Context
+from tests.conftest import MINIMAL
 
 LATE = {"cpu": 0.6, "why": "requests were sent 40.0 ms late at p99"}
 FULL = {"cpu": 0.99, "why": "a generator process took 99% of a core"}
@@ -83,3 +86,10 @@ def test_the_first_second_does_not_count():
     assert observer(second(0, LONG, LONG))
 
     assert observer.misses.sent == observer.of_server.sent == 0
+
+
+def test_a_protocol_that_is_off_is_not_searched_with(declare):
+    context = Context(declare(MINIMAL + "serving: {ports: {rest: 0}}\n"))
+    assert [line.protocol for line in traffic_of(context, "tiny", None, "grpc")] == ["grpc"]
+    with pytest.raises(DeclarationError, match="rest is off"):
+        traffic_of(context, "tiny", None, "rest")
