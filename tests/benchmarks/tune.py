@@ -1,7 +1,7 @@
 """Whether the simulator predicts what is measured, and whether tuning finds what an exhaustive grid finds.
 
     python -m tests.benchmarks.tune predicted              # capacity of 14 configurations, half an hour a model
-    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, 35 minutes a model
+    python -m tests.benchmarks.tune percentiles            # p50 and p99 of the same, 20 minutes a model
     python -m tests.benchmarks.tune grid                   # 45 configurations, about half an hour a model
     python -m tests.benchmarks.tune finalists              # the best of the grid again, in turn, five minutes a model
     python -m tests.benchmarks.tune report                 # what has been measured so far; measures nothing
@@ -14,13 +14,15 @@ profile.
 
 `predicted` profiles the model anew before each configuration, since the machine is another after some minutes: the
 simulator is compared with what it describes.
-`percentiles` measures in ROUNDS rounds: in each the model is profiled, and each configuration loaded with SHARE of the
-capacity that was predicted in the first round, in opposite order each time. What neighbours take of the machine within
-a minute moves a percentile by more than any simulator is off; over all rounds it is as much for what is profiled as for
-what is measured. So the medians of what was measured are compared with what is predicted of the medians of the loads in
-all profiles, and of the machine's pace in all of them; and the rounds, resampled, say how many are surely as near as
-they should be, and of how many they do not rule it out. Nearer to the capacity the p99 of a run is made by the worst
-stall of the machine that it meets; that of the median second is compared as well.
+`percentiles` has a server for each configuration, all at once, of which one is loaded at a time, and measures in ROUNDS
+rounds: in each the model is profiled, and each configuration loaded for some seconds with SHARE of the capacity that
+was predicted in the first round, in opposite order each time. What neighbours take of the machine within a minute moves
+a percentile by more than any simulator is off: in a short round all configurations meet the same, and over all rounds
+it is as much for what is profiled as for what is measured. So the medians of what was measured are compared with what
+is predicted of the medians of the loads in all profiles, and of the machine's pace in all of them; and the rounds,
+resampled, say how many are surely as near as they should be, and of how many they do not rule it out. Nearer to the
+capacity the p99 of a run is made by the worst stall of the machine that it meets; that of the median second is compared
+as well.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
@@ -39,7 +41,7 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,6 @@ from pydantic import TypeAdapter
 
 from launchpad import declaration, exported, files, machine, runfolder, tuned
 from launchpad.layout import Layout
-from launchpad.loadtest import summary
 from launchpad.loadtest.generator import Ending
 from launchpad.server import Server
 from launchpad.spec import BatchQueue, OpenLoop, Traffic, Tune
@@ -65,8 +66,8 @@ MODELS = ("digits-mlp", "digits-cnn")
 REQUEST_THREADS = 64
 GOAL = Goal("rate", Limits(0.1, 0.001))
 SHARE = 0.3
-RATE_S = 8.0
-FRESH_S = 2.0
+RATE_S = 4.0
+FRESH_S = 1.0
 """How long a server is loaded before that counts: the first requests that come at once wait longer."""
 ROUNDS = 8
 RUNS = 9
@@ -169,8 +170,10 @@ def profile_of(document: Kept) -> profile.Profile:
     return PROFILE.validate_json(json.dumps(document))
 
 
-def bench(model: str) -> Bench:
-    return Bench(declaration.load(ROOT), ROOT / ".launchpad" / "tune" / "benchmark" / model, [Traffic(model=model)])
+def bench(model: str, number: int = 0) -> Bench:
+    """Return a workbench of its own for each number."""
+    place = ROOT / ".launchpad" / "tune" / "benchmark" / model / str(number)
+    return Bench(declaration.load(ROOT), place, [Traffic(model=model)])
 
 
 def measure_capacity(model: str, chosen: Configuration, found: profile.Profile) -> Kept:
@@ -192,25 +195,26 @@ def measure_capacity(model: str, chosen: Configuration, found: profile.Profile) 
     }
 
 
-def measure_percentiles(model: str, chosen: Configuration, rate_rps: float) -> Kept:
-    """Measure percentiles at a rate, and the server's processor time of a request."""
-    line = Traffic(model=model)
-    load = OpenLoop(loop="open", rate_rps=rate_rps, duration_s=RATE_S, traffic=(line,))
-    with serving(model, chosen) as (place, server):
-        place.put(load.model_copy(update={"duration_s": FRESH_S}), server, Ending())
-        neighbours, process = Neighbours(server.pid), psutil.Process(server.pid)
-        before = process.cpu_times()
-        run = place.put(load, server, Ending())
-        after = process.cpu_times()
-        others = neighbours.share()
-    totals = summary.of_folder(run, {line.line: model}, RATE_S)["totals"]
+def measure_percentiles(model: str, chosen: Configuration, place: Bench, server: Server, rate_rps: float) -> Kept:
+    """Measure percentiles at a rate, and the server's processor time of a request, on a server that runs."""
+    load = OpenLoop(loop="open", rate_rps=rate_rps, duration_s=FRESH_S + RATE_S, traffic=(Traffic(model=model),))
+    neighbours, process = Neighbours(server.pid), psutil.Process(server.pid)
+    before = process.cpu_times()
+    run = place.put(load, server, Ending())
+    after = process.cpu_times()
+    others = neighbours.share()
+    requests = sum(row["requests"] for row in runfolder.read_history(run))
+    seconds = [histogram for _, second, histogram in runfolder.read_histograms(run) if second >= FRESH_S]
+    whole = runfolder.histogram()
+    for histogram in seconds:
+        whole.add(histogram)
     used_s = after.user + after.system - before.user - before.system
     return {
         "rate_rps": rate_rps,
-        "server_us": round(used_s / totals["requests"] * 1e6, 1),
-        "p50_ms": totals["p50_ms"],
-        "second_p99_ms": [float(row["p99_ms"]) for row in runfolder.read_history(run) if row["p99_ms"]],
-        "p99_ms": totals["p99_ms"],
+        "server_us": round(used_s / requests * 1e6, 1),
+        "p50_ms": whole.get_value_at_percentile(50) / 1e3,
+        "second_p99_ms": [histogram.get_value_at_percentile(99) / 1e3 for histogram in seconds],
+        "p99_ms": whole.get_value_at_percentile(99) / 1e3,
         "others": others,
         **naming(chosen),
     }
@@ -230,9 +234,9 @@ def guessed(found: profile.Profile, chosen: Configuration) -> float:
 
 
 @contextmanager
-def serving(model: str, chosen: Configuration) -> Iterator[tuple[Bench, Server]]:
-    """A server with this configuration, on the bench; stopped in the end."""
-    place = bench(model)
+def serving(model: str, chosen: Configuration, number: int = 0) -> Iterator[tuple[Bench, Server]]:
+    """A server with this configuration, on a bench; stopped in the end."""
+    place = bench(model, number)
     place.declare({model: chosen.queue}, chosen.threads, chosen.flags)
     server = place.launch()
     try:
@@ -285,22 +289,33 @@ def run(models: list[str], part: str, end: float) -> None:
 def run_percentiles(models: list[str], end: float) -> None:
     """Measure the rounds that are missing; one that is not whole does not count."""
     document = kept()
-    for number, model in itertools.product(range(ROUNDS), models):
+    for model in models:
         rounds = of(document, model)[PERCENTILES]
-        if number < len(rounds):
+        if len(rounds) >= ROUNDS:
             continue
-        if time.monotonic() > end:
-            print("time is over; run it again to go on")
-            return
-        found = profiled(model)
-        first = {configuration(row): row["rate_rps"] for row in rounds[0]["rows"]} if rounds else {}
-        rows = []
-        for chosen in PREDICTED[:: 1 if number % 2 == 0 else -1]:
-            rate_rps = first.get(chosen) or round(SHARE * guessed(profile_of(found), chosen), 1)
-            rows.append(measure_percentiles(model, chosen, rate_rps))
-            print(model, rows[-1]["title"], rows[-1]["p50_ms"], rows[-1]["p99_ms"], flush=True)
-        rounds.append({"profile": found, "rows": rows})
-        save(document)
+        with ExitStack() as serve:
+            servers = {
+                chosen: serve.enter_context(serving(model, chosen, number))
+                for number, chosen in enumerate(PREDICTED, start=1)
+            }
+            while len(rounds) < ROUNDS:
+                if time.monotonic() > end:
+                    print("time is over; run it again to go on")
+                    return
+                rounds.append(measure_round(model, servers, rounds))
+                save(document)
+
+
+def measure_round(model: str, servers: dict[Configuration, tuple[Bench, Server]], before: list[Kept]) -> Kept:
+    """Profile the model and measure each configuration once, at the rates of the rounds before."""
+    found = profiled(model)
+    rates = {configuration(row): row["rate_rps"] for row in before[0]["rows"]} if before else {}
+    rows = []
+    for chosen in PREDICTED[:: 1 if len(before) % 2 == 0 else -1]:
+        rate_rps = rates.get(chosen) or round(SHARE * guessed(profile_of(found), chosen), 1)
+        rows.append(measure_percentiles(model, chosen, *servers[chosen], rate_rps))
+        print(model, rows[-1]["title"], rows[-1]["p50_ms"], rows[-1]["p99_ms"], flush=True)
+    return {"profile": found, "rows": rows}
 
 
 def run_finalists(models: list[str], end: float) -> None:
