@@ -574,7 +574,8 @@ class Autotune(Strict):
     min_requests: Positive = 200
     """Fewer requests in the window decide nothing."""
     confirmations: Positive = 2
-    """Looks in a row that must ask for the same change."""
+    """Looks in a row that must ask for the same change; windows in a row in which a change must be worse to be taken
+    back while the objective holds."""
     cool_down_s: Annotated[float, Field(ge=0)] = 60
     """Least time between a change and the next."""
     changes_per_hour: Positive = 12

@@ -53,7 +53,7 @@ FIXED = {
 RESAMPLED = 500
 AUTOTUNE = (
     "autotune: {{policy: {policy}, load_floor_rps: 200, interval_s: 3, window_s: 6, min_requests: 200, "
-    "confirmations: 1, cool_down_s: 4, changes_per_hour: 1000}}"
+    "confirmations: 2, cool_down_s: 4, changes_per_hour: 1000}}"
 )
 
 

@@ -2,8 +2,10 @@
 
 A policy says which parameters it wants for what it sees; this module says whether and when they are tried. A change is
 on trial for a window: if the latency is worse after it than before, at a comparable rate, the last good parameters come
-back and what was tried is barred for a while. Less load is no excuse for a higher latency: clients that wait for their
-answers ask less of a slow server. Everything is seconds on one clock, and immutable.
+back and what was tried is barred for a while. While the objective holds there is time to look again, for on a machine
+that others share the latency of one window is theirs as much as the parameters'. Less load is no excuse for a higher
+latency: clients that wait for their answers ask less of a slow server. Everything is seconds on one clock, and
+immutable.
 """
 
 from __future__ import annotations
@@ -80,10 +82,15 @@ Policy = Callable[[Setting, Observation], Wish]
 
 @dataclass(frozen=True)
 class Trial:
-    """A change that is being judged. `before`: what was seen under the parameters that it replaced."""
+    """A change that is being judged by what is seen from `since_s` on.
+
+    before: what was seen under the parameters that it replaced. worse: windows in a row in which it was worse, though
+    the objective held.
+    """
 
     before: Observation
     since_s: float
+    worse: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,12 @@ def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple
     if not worse:
         why = f"the change is good: p99 {milliseconds(seen.p99_ms)}, {milliseconds(before.p99_ms)} before it"
         return Decision("hold", state.current, why), replace(over, good=state.current)
+    times = trial.worse + 1
+    if rules.holds(seen) and times < rules.declared.confirmations:
+        why = f"{worse}; the objective holds: seen {times} of {rules.declared.confirmations} times"
+        return Decision("hold", state.current, why), replace(
+            state, trial=replace(trial, since_s=seen.at_s, worse=times)
+        )
     until_s = seen.at_s + BARRED_COOL_DOWNS * rules.declared.cool_down_s
     known = tuple(bar for bar in state.barred if bar.until_s > seen.at_s)
     barred = replace(over, barred=(*known, Barred(state.current, before.rate_rps, until_s)))

@@ -92,7 +92,8 @@ ON_TRIAL = replace(State.of(SMALL), current=LARGE, trial=Trial(seen(980), 985), 
         (seen(990, seconds=5), "hold", SMALL, "on trial: 5 of 10 s"),
         (seen(993), "hold", SMALL, "on trial"),  # its window reaches back to before the change
         (seen(996, p99_ms=23.9), "hold", LARGE, "the change is good: p99 23.9 ms, 20 ms before"),
-        (seen(996, p99_ms=24.1), "return", SMALL, "p99 is 24.1 ms, 20 ms before the change: back"),
+        (seen(996, p99_ms=24.1), "hold", SMALL, "p99 is 24.1 ms, 20 ms before the change; the objective holds: seen 1"),
+        (seen(996, p99_ms=50.1), "return", SMALL, "p99 is 50.1 ms, 20 ms before the change: back"),
         (seen(996, failures=30), "return", SMALL, "3.00% of the requests fail, 0.00% did before"),
         (seen(996, failures=5), "hold", LARGE, "the change is good"),
         (seen(996, rps=130), "hold", LARGE, "the load went from 100 to 130 requests/s; the objective holds"),
@@ -106,6 +107,13 @@ def test_a_change_is_judged_by_what_was_seen_after_it_alone(observation, expecte
     decision, state = decide(ON_TRIAL, observation, always(None), RULES)
     assert (decision.action, state.good) == (expected, good)
     assert reason in decision.reason
+
+
+def test_while_the_objective_holds_a_change_is_taken_back_when_a_second_window_of_its_own_is_as_bad():
+    _, state = decide(ON_TRIAL, seen(996, p99_ms=24.1), always(None), RULES)
+    assert "on trial" in decide(state, seen(1005, p99_ms=24.1), always(None), RULES)[0].reason
+    assert "the change is good" in decide(state, seen(1006, p99_ms=23.9), always(None), RULES)[0].reason
+    assert action(state, seen(1006, p99_ms=24.1)) == "return"
 
 
 def test_a_trial_without_traffic_ends_without_a_verdict():
