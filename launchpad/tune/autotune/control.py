@@ -227,9 +227,8 @@ def _judge(state: State, trial: Trial, seen: Observation, rules: Rules) -> tuple
     times = trial.worse + 1
     if rules.holds(seen) and times < rules.declared.confirmations:
         why = f"{worse}; the objective holds: seen {times} of {rules.declared.confirmations} times"
-        return Decision("hold", state.current, why), replace(
-            state, trial=replace(trial, since_s=seen.at_s, worse=times)
-        )
+        doubted = replace(trial, since_s=seen.at_s, worse=times)
+        return Decision("hold", state.current, why), replace(state, trial=doubted)
     until_s = seen.at_s + BARRED_COOL_DOWNS * rules.declared.cool_down_s
     known = tuple(bar for bar in state.barred if bar.until_s > seen.at_s)
     barred = replace(over, barred=(*known, Barred(state.current, before.rate_rps, until_s)))
