@@ -148,10 +148,10 @@ def show(contenders: list[Contender], rates: Sequence[int]) -> None:
     rows = []
     for contender in contenders:
         p99_ms = contender.p99_ms()
-        ratios, (low, high) = p99_ms / best.p99_ms(), interval(contender, best)
+        ratios, (lows, highs) = p99_ms / best.p99_ms(), interval(contender, best)
         cells = [
-            f"{value:.2f}" if contender is best else f"{value:.2f} ({ratio:.2f}; {least:.2f} to {most:.2f})"
-            for value, ratio, least, most in zip(p99_ms, ratios, low, high, strict=True)
+            f"{value:.2f}" if contender is best else f"{value:.2f} ({ratio:.2f}; {low:.2f} to {high:.2f})"
+            for value, ratio, low, high in zip(p99_ms, ratios, lows, highs, strict=True)
         ]
         name = contender.name + (" ← best fixed" if contender is best else "")
         rows.append((name, *cells, f"{regret(contender):.2f}", contender.changes or "", contender.unanswered))
