@@ -20,14 +20,14 @@ import httptools
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_KEPT_HEADS = 1024
-_STALL_LIMIT_S = 60.0
+STALL_LIMIT_S = 60.0
 """How long a request may make no progress while it is being sent."""
 
 _DISCARD_S = 5.0
 """How long a connection that was refused goes on reading."""
 
-_BODIES_LIMIT_FACTOR = 4
-"""All bodies under way may take this many times the largest body allowed."""
+BODIES_LIMIT_FACTOR = 4
+"""All bodies that a port is receiving may take this many times the largest body allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class HttpServer:
         """Raises BadRequest if a body that has grown to `size` is too large, or all of them together."""
         if size > self.max_body_bytes:
             raise BadRequest(413, f"The request body exceeds {self.max_body_bytes} bytes")
-        if self.buffered_bytes > _BODIES_LIMIT_FACTOR * self.max_body_bytes:
+        if self.buffered_bytes > BODIES_LIMIT_FACTOR * self.max_body_bytes:
             raise BadRequest(503, "Too many request bytes are waiting")
 
     def connection(self) -> HttpConnection:
@@ -175,7 +175,7 @@ class HttpServer:
 
     def drop_stalled(self) -> None:
         """Close the connections whose request has made no progress for too long."""
-        limit = monotonic() - _STALL_LIMIT_S
+        limit = monotonic() - STALL_LIMIT_S
         for connection in list(self.connections):
             connection.drop_if_stalled(limit)
 
@@ -213,8 +213,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._server.buffered_bytes -= len(self._buffer)
-        self._buffer = bytearray()
+        self._forget()
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -282,18 +281,33 @@ class HttpConnection(asyncio.Protocol):
         head = self._head
         assert head is not None
         if self._chunks is not None:
+            before = len(self._chunks.body)
             self._cut(self._chunks.feed(self._buffer))
+            self._server.buffered_bytes += len(self._chunks.body) - before
             self._server.admit(self._chunks.size)
             if not self._chunks.complete:
                 return None
-            body = bytes(self._chunks.body)
-            self._chunks = None
+            body = self._take_chunks()
         elif len(self._buffer) < head.length:
             self._server.admit(head.length)
             return None
         else:
             body = self._cut(head.length)
         return _gunzip(body, self._server.max_body_bytes) if head.gzip else body
+
+    def _take_chunks(self) -> bytes:
+        """What has come in chunks, which are over; empty where there are none."""
+        chunks, self._chunks = self._chunks, None
+        if chunks is None:
+            return b""
+        self._server.buffered_bytes -= len(chunks.body)
+        return bytes(chunks.body)
+
+    def _forget(self) -> None:
+        """Let go of what has come of a request."""
+        self._cut(len(self._buffer))
+        self._take_chunks()
+        self._head = None
 
     def _cut(self, size: int) -> bytes:
         data = bytes(memoryview(self._buffer)[:size]) if size < len(self._buffer) else bytes(self._buffer)
@@ -332,8 +346,7 @@ class HttpConnection(asyncio.Protocol):
     def _refuse(self, response: Response) -> None:
         """Answer and end, but go on reading for a while: a client still sending would miss the answer."""
         self._discarding = True
-        self._cut(len(self._buffer))
-        self._head, self._chunks = None, None
+        self._forget()
         self._server.writer.flush()
         head = _response_head(response.status, response.content_type, len(response.body), response.headers, False)
         self._transport.write(head + response.body)
@@ -346,14 +359,17 @@ class HttpConnection(asyncio.Protocol):
 
     def drop_if_stalled(self, limit: float) -> None:
         """Close if a request is only partly here and nothing has come since `limit`."""
-        partial = self._head is not None or self._buffer
-        if partial and not self._busy and self._progress < limit and self._transport is not None:
+        if self._partial and not self._busy and self._progress < limit and self._transport is not None:
             self._transport.abort()
 
     def close_if_idle(self) -> None:
-        """Close if no request is under way."""
-        if not self._busy and self._transport is not None:
+        """Close if no request is under way; one that is partly here may still come to its end."""
+        if not self._busy and not self._partial and self._transport is not None:
             self._transport.close()
+
+    @property
+    def _partial(self) -> bool:
+        return self._head is not None or bool(self._buffer)
 
 
 @lru_cache(maxsize=4096)

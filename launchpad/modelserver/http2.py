@@ -11,10 +11,13 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 
 import hpack
 from hpack.table import HeaderTable
+
+from .http import BODIES_LIMIT_FACTOR, STALL_LIMIT_S
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME = struct.Struct(">HBBBI")
@@ -140,11 +143,23 @@ class Http2Server:
         self.handler = handler
         self.max_body_bytes = max_body_bytes
         self.max_streams = max_streams
+        self.buffered_bytes = 0
         self.connections: set[Http2Connection] = set()
+
+    @property
+    def full(self) -> bool:
+        """Whether the bodies that are being received take as much memory as they may."""
+        return self.buffered_bytes > BODIES_LIMIT_FACTOR * self.max_body_bytes
 
     def connection(self) -> Http2Connection:
         """A protocol for a new connection."""
         return Http2Connection(self)
+
+    def drop_stalled(self) -> None:
+        """Close the connections on which nothing comes any more, in the middle of a request."""
+        limit = monotonic() - STALL_LIMIT_S
+        for connection in list(self.connections):
+            connection.drop_if_stalled(limit)
 
     def announce_leave(self) -> None:
         """Ask the clients to open other connections; what they still send on these is answered."""
@@ -177,6 +192,7 @@ class Http2Connection(asyncio.Protocol):
         self._out = bytearray()
         self._receiving = False
         self._leaving = False
+        self._progress = monotonic()
         self._handlers = {
             _DATA: self._on_data,
             _HEADERS: self._on_headers,
@@ -204,10 +220,8 @@ class Http2Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
         self._transport = None
-        for stream in self._streams.values():
-            stream.closed = True
-        self._streams.clear()
-        self._blocked.clear()
+        for stream_id in list(self._streams):
+            self._drop(stream_id)
         self._buffer = bytearray()
 
     def pause_writing(self) -> None:
@@ -222,6 +236,7 @@ class Http2Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        self._progress = monotonic()
         self._receiving = True
         try:
             if self._preface_seen or self._take_preface():
@@ -294,6 +309,13 @@ class Http2Connection(asyncio.Protocol):
             self._leaving = True
             self._write(frame(_GOAWAY, 0, 0, struct.pack(">II", self._last_stream, _NO_ERROR)))
 
+    def drop_if_stalled(self, limit: float) -> None:
+        """Close if nothing has come since `limit` though a frame or request is only partly here, and none is whole."""
+        partial = not self._preface_seen or self._buffer or self._header_block or self._streams
+        whole = any(stream.ended for stream in self._streams.values())
+        if partial and not whole and self._progress < limit and self._transport is not None:
+            self._transport.abort()
+
     # --- frames ---
 
     def _on_nothing(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -344,6 +366,7 @@ class Http2Connection(asyncio.Protocol):
         if stream.ended:
             raise ConnectionFault(_STREAM_CLOSED, "a request was ended twice")
         stream.ended = True
+        self._server.buffered_bytes -= len(stream.body)
         self._server.handler(stream)
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -357,11 +380,19 @@ class Http2Connection(asyncio.Protocol):
             if stream_id > self._last_stream or not stream_id:
                 raise ConnectionFault(_PROTOCOL_ERROR, "data for a stream that was never opened")
             return
-        stream.body += _unpad(payload, flags) if flags & _PADDED else payload
+        if stream.ended:
+            raise ConnectionFault(_STREAM_CLOSED, "data after the end of a request")
+        content = _unpad(payload, flags) if flags & _PADDED else payload
+        stream.body += content
+        self._server.buffered_bytes += len(content)
         if len(stream.body) > self._server.max_body_bytes + 5:
             flags |= _END_STREAM
         if flags & _END_STREAM:
             self._end(stream)
+            return
+        if self._server.full:
+            self._drop(stream_id)
+            self._reset(stream_id, _ENHANCE_YOUR_CALM)  # to a gRPC client RESOURCE_EXHAUSTED
             return
         stream.unacknowledged += size
         if stream.unacknowledged > _STREAM_WINDOW // 2:
@@ -371,10 +402,17 @@ class Http2Connection(asyncio.Protocol):
     def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(_FRAME_SIZE_ERROR, "bad RST_STREAM")
+        self._drop(stream_id)
+
+    def _drop(self, stream_id: int) -> None:
+        """Let go of a request that gets no answer, or none any more."""
         stream = self._streams.pop(stream_id, None)
-        if stream is not None:
-            stream.closed = True
-            self._blocked.pop(stream_id, None)
+        if stream is None:
+            return
+        stream.closed = True
+        self._blocked.pop(stream_id, None)
+        if not stream.ended:
+            self._server.buffered_bytes -= len(stream.body)
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & _ACK:

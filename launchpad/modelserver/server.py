@@ -292,6 +292,7 @@ class ModelServer:
         while True:
             await asyncio.sleep(_STALL_CHECK_S)
             self._http.drop_stalled()
+            self._http2.drop_stalled()
 
     async def _poll_config(self) -> None:
         """Read the model config file again and again, and obey it when it has changed."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from time import monotonic
+from types import ModuleType
 from typing import Any
 
 import hpack
 import pytest
 
-from launchpad.modelserver import http2
-from launchpad.modelserver.http import BadRequest, GatheredWriter, HttpServer, Response, parse_head
+from launchpad.modelserver import http, http2
+from launchpad.modelserver.http import BadRequest, GatheredWriter, HttpConnection, HttpServer, Response, parse_head
 from launchpad.modelserver.http2 import ConnectionFault, HeaderDecoder, Http2Server, frame
 
 
@@ -157,6 +159,77 @@ def test_answers_that_are_held_back_go_out_before_idle_connections_are_closed() 
     assert transport.closed and transport.written.endswith(b"ok")
 
 
+class Rest:
+    """An HTTP/1.1 server, whose requests are answered with their own body."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.server = HttpServer(self._echo, limit, GatheredWriter())
+
+    def _echo(self, method: str, path: str, body: bytes, respond: Callable[[Response], None]) -> None:
+        respond(Response(200, body, "text/plain"))
+
+    def connect(self, data: bytes = b"") -> tuple[HttpConnection, Transport]:
+        transport = Transport()
+        connection = self.server.connection()
+        connection.connection_made(transport)
+        connection.data_received(data)
+        return connection, transport
+
+
+_CHUNKED_900 = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n384\r\n" + bytes(900)
+_PLAIN_900 = b"POST /c HTTP/1.1\r\nContent-Length: 901\r\n\r\n" + bytes(900)
+
+
+@pytest.mark.parametrize("begun", [_CHUNKED_900, _PLAIN_900])
+def test_bodies_under_way_are_limited_together_whichever_way_they_come(begun: bytes) -> None:
+    async def run() -> None:
+        rest = Rest()
+        connections = [rest.connect(begun)[0] for _ in range(4)]
+        assert rest.server.buffered_bytes == 3600
+        _, refused = rest.connect(begun)
+        assert refused.written.startswith(b"HTTP/1.1 503 ")
+        connections[0].data_received(b"\r\n0\r\n\r\n" if begun is _CHUNKED_900 else b"x")
+        for connection in connections:
+            connection.connection_lost(None)
+        assert rest.server.buffered_bytes == 0
+        rest.server.writer.flush()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_partly_here_when_the_server_ends_comes_to_its_end() -> None:
+    async def run() -> None:
+        rest = Rest()
+        _, idle = rest.connect()
+        connection, transport = rest.connect(_REQUEST[:-1])
+        rest.server.close_idle()
+        assert idle.closed and not transport.closed
+        connection.data_received(_REQUEST[-1:])
+        assert transport.closed and b"Connection: close" in transport.written and transport.written.endswith(b"abc")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("sent", "dropped"), [(b"", False), (_REQUEST, False), (_REQUEST[:9], True), (_CHUNKED_900, True)]
+)
+def test_a_connection_is_dropped_when_a_request_is_stalled(monkeypatch, sent: bytes, dropped: bool) -> None:
+    async def run() -> Transport:
+        rest = Rest()
+        _, transport = rest.connect(sent)
+        _let_a_minute_pass(monkeypatch, http)
+        rest.server.drop_stalled()
+        rest.server.writer.flush()
+        return transport
+
+    assert asyncio.run(run()).closed == dropped
+
+
+def _let_a_minute_pass(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    later = monotonic() + http.STALL_LIMIT_S + 1
+    monkeypatch.setattr(module, "monotonic", lambda: later)
+
+
 def test_a_head_is_parsed() -> None:
     head = parse_head(b"GET /x HTTP/1.0\r\nContent-Encoding: gzip\r\n\r\n")
     assert (head.method, head.path, head.keep_alive, head.length, head.gzip) == ("GET", "/x", False, 0, True)
@@ -248,6 +321,32 @@ def test_a_call_that_is_reset_is_forgotten_and_the_rest_go_on() -> None:
     assert _body(frames, 1) == b"" and [f[2] for f in frames if f[0] == 1] == [3, 3]
 
 
+def test_bodies_of_calls_are_limited_together_and_who_asks_too_much_is_told() -> None:
+    peer = Peer(max_body_bytes=1000)
+    peer.send(_PREFACE + b"".join(peer.headers(stream) + frame(0, 0, stream, bytes(900)) for stream in (1, 3, 5, 7)))
+    too_much = struct.pack(">I", 11)
+    assert peer.send(peer.headers(9) + frame(0, 0, 9, bytes(900))) == [(3, 0, 9, too_much)]
+    assert _body(peer.send(frame(0, 1, 1, b"")), 1) == bytes(900)
+    assert peer.send(peer.headers(11) + frame(0, 0, 11, bytes(900))) == []
+    peer.send(frame(3, 0, 3, bytes(4)))
+    assert peer.server.buffered_bytes == 2700
+    peer.connection.connection_lost(None)
+    assert peer.server.buffered_bytes == 0
+
+
+def test_a_connection_is_dropped_when_all_its_calls_are_stalled(monkeypatch) -> None:
+    idle, stalled, answering = Peer(), Peer(), Peer()
+    held: list[http2.Stream] = []
+    answering.server.handler = held.append
+    idle.send(_PREFACE + idle.headers(1, 5))
+    stalled.send(_PREFACE + stalled.headers(1) + frame(0, 0, 1, b"x"))
+    answering.send(_PREFACE + answering.headers(1, 5) + answering.headers(3))
+    _let_a_minute_pass(monkeypatch, http2)
+    for peer in (idle, stalled, answering):
+        peer.server.drop_stalled()
+    assert [peer.transport.closed for peer in (idle, stalled, answering)] == [False, True, False]
+
+
 def test_leaving_refuses_new_calls_and_closes_after_the_last() -> None:
     peer = Peer()
     peer.send(_PREFACE + peer.headers(1))
@@ -256,6 +355,13 @@ def test_leaving_refuses_new_calls_and_closes_after_the_last() -> None:
     assert not peer.transport.closed
     assert _body(peer.send(frame(0, 1, 1, b"x")), 1) == b"x"
     assert peer.transport.closed
+
+
+def test_what_comes_after_the_end_of_a_call_ends_the_connection() -> None:
+    peer = Peer()
+    peer.server.handler = lambda stream: None
+    assert peer.send(_PREFACE + peer.headers(1, 5) + frame(0, 0, 1, b"more"))[-1][0] == 7
+    assert peer.transport.closed and peer.server.buffered_bytes == 0
 
 
 @pytest.mark.parametrize(
