@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from pathlib import Path
@@ -175,20 +176,28 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front[::-1]
 
 
+def medians(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the median p99 of each rate, by rate: what was asked twice is one finding."""
+    by_rate = itertools.groupby(sorted(points), key=lambda point: point[0])
+    return [(rate, statistics.median(p99 for _, p99 in of_rate)) for rate, of_rate in by_rate]
+
+
 def _pareto(axes: Any, done: Tuning) -> None:
     points: list[tuple[float, float]] = []
     shown = list(dict.fromkeys(one.chosen for one in done.measured))
     for chosen, color in zip(shown, drawing.SERIES * 3, strict=False):
-        own = sorted(_points([one for one in done.measured if one.chosen == chosen]))
+        own = _points([one for one in done.measured if one.chosen == chosen])
         if not own:  # nothing was answered
             continue
-        label = _label(done, chosen)
-        axes.plot(*zip(*own, strict=True), "o-", color=color, markersize=3, linewidth=0.8, alpha=0.8, label=label)
-        points += own
+        axes.plot(*zip(*own, strict=True), "o", color=color, markersize=3, alpha=0.6)
+        typical = medians(own)
+        axes.plot(*zip(*typical, strict=True), color=color, linewidth=1, label=_label(done, chosen))
+        points += typical
     front = pareto(points)
     axes.plot(*zip(*front, strict=True), color=drawing.INK, linewidth=1.5, linestyle=":")
     axes.axhline(done.goal.limits.p99_s * 1e3, color=drawing.RED, linestyle="--", linewidth=1, label="p99 to hold")
-    axes.set(xlabel="requests/s due (dotted: the Pareto front)", ylabel="p99 of a whole probe, ms", yscale="log")
+    axes.set(xlabel="requests/s due (lines: medians; dotted: their Pareto front)", ylabel="p99 of a whole probe, ms")
+    axes.set_yscale("log")
     drawing.plain_numbers(axes.yaxis)
 
 

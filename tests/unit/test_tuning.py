@@ -274,6 +274,11 @@ def test_a_flag_is_missing_where_the_traffic_goes_by_it(declare, monkeypatch, pr
     assert tuning.missing_flags(context, line, with_flag) == {**missing, profile.INTRA_OP: 2}
 
 
+def test_a_rate_that_was_asked_twice_is_one_point_of_a_line():
+    points = [(200.0, 9.0), (100.0, 5.0), (200.0, 11.0), (100.0, 4.0), (100.0, 90.0)]
+    assert reporting.medians(points) == [(100.0, 5.0), (200.0, 10.0)]
+
+
 def test_the_pareto_front_leaves_out_what_is_beaten_in_both():
     points = [(100.0, 5.0), (200.0, 9.0), (150.0, 12.0), (300.0, 40.0), (90.0, 6.0)]
     assert reporting.pareto(points) == [(100.0, 5.0), (200.0, 9.0), (300.0, 40.0)]
