@@ -8,7 +8,8 @@ deploy-local: .venv/ready
 	.venv/bin/invoke deploy-local $(if $(PROFILE),--profile $(PROFILE))
 
 test: .venv/ready
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 tests/unit
+	.venv/bin/python -m pytest tests/integration
 
 # Pin what requirements.in asks for, and the tools that check the manifests, with hashes. Needs uv.
 lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from launchpad import console, exported
@@ -62,6 +62,12 @@ def deploy(context: Context, cluster: str, overlay: str, yes: bool, ask: Callabl
             console.say(str(problem))
         raise
     console.say(f"done: {', '.join(deployments)} rolled out; {asked} requests answered as the exporter says", "green")
+    for name in _others(kubectl, context.declaration.pipeline.name, deployments):
+        console.say(
+            f"  ! {name} is of another overlay and goes on as it is; when no route leads to it any more: "
+            f"kubectl delete --namespace={kubectl.namespace} {name} service/{name.partition('/')[2]}",
+            "yellow",
+        )
 
 
 def _overlay(context: Context, overlay: str) -> Any:
@@ -106,6 +112,19 @@ def _refuse_second_autoscaler(kubectl: Kubectl, name: str, objects: list[dict[st
                 f"context {kubectl.context}",
                 f"kubectl delete --namespace={kubectl.namespace} {resource}/{name}; the pods stay as many as they are",
             )
+
+
+def _others(kubectl: Kubectl, name: str, deployments: Collection[str]) -> list[str]:
+    """Return the Deployments of this pipeline that an overlay lacks, which its apply has left, as kubectl names them.
+
+    None where they may not be listed: that takes nothing from what was rolled out.
+    """
+    ours = f"app.kubernetes.io/name={name},app.kubernetes.io/managed-by=tfs-launchpad"
+    try:
+        there = kubectl.run("get", "deployments", f"--selector={ours}", "--output=name").split()
+    except EnvironmentFault:
+        return []
+    return [one for one in there if one.partition("/")[2] not in deployments]
 
 
 def _of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

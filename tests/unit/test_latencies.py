@@ -33,7 +33,7 @@ def seen(histogram) -> tuple:
     return histogram.get_total_count(), *ends, *percentiles
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(IN_RANGE_US, max_size=60))
 def test_a_histogram_fed_with_what_was_handed_over_is_the_one_fed_with_every_value(values_us):
     direct, through = runfolder.histogram(), runfolder.histogram()
@@ -52,7 +52,7 @@ def test_values_at_percentiles_are_those_that_the_histogram_itself_has(values_us
     assert values_at(histogram, wanted) == [histogram.get_value_at_percentile(p) for p in wanted]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(IN_RANGE_US, max_size=20), max_size=5))
 def test_latencies_of_several_processes_merge_into_the_histogram_of_all(parts):
     direct, merged = runfolder.histogram(), runfolder.histogram()

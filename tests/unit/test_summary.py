@@ -37,7 +37,7 @@ def near(value_ms: float, least_us: float, most_us: float | None = None) -> bool
     return least_us * 0.999 - 1 <= value_ms * 1000 <= (most_us or least_us) * 1.001 + 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(list(MODELS)), st.none() | st.integers(1, 60_000_000)), max_size=60),
     st.integers(1, 4),

@@ -40,7 +40,7 @@ def write(folder: Path, parts: list[tuple[int, dict[str, Any]]]) -> None:
     writer.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.lists(LATENCIES, min_size=1, max_size=3), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_the_intervals_merged_are_the_histogram_of_the_whole(seconds, chance: random.Random):
     """seconds: for each second, what each process measured. Within a second processes come in any order."""

@@ -45,6 +45,8 @@ elif words[0] == "diff":
     sys.exit(1 if state["diff"] else 0)
 elif words[0] == "get" and words[1].startswith("deployment/"):
     print(state["there"])
+elif words[:2] == ["get", "deployments"]:
+    print("\\n".join(state["deployments"]))
 elif words[0] == "get":
     print("\\n".join(name for name in state["objects"] if name == words[1]), end="")
 elif words[0] == "port-forward":
@@ -89,6 +91,7 @@ class Cluster:
             "diff": "-old\n+new",
             "there": "7",
             "objects": ["horizontalpodautoscalers.autoscaling/digits"],
+            "deployments": ["deployment.apps/digits"],
             "port": port,
             "fail": {},
         }
@@ -138,7 +141,7 @@ def test_it_shows_the_difference_asks_applies_waits_and_tries_every_signature(la
     said = capsys.readouterr().out
     assert "+new" in said and "40 requests answered as the exporter says" in said  # 2 models, 4 signatures, 5 each
     order = [line.split()[0] for line in cluster.calls]
-    assert order == ["config", "kustomize", "get", "apply", "diff", "get", "apply", "rollout", "port-forward"]
+    assert order == ["config", "kustomize", "get", "apply", "diff", "get", "apply", "rollout", "port-forward", "get"]
     assert cluster.changes == ["apply"]
 
 
@@ -176,6 +179,20 @@ def test_a_cluster_without_keda_has_no_autoscaler_of_it(launched, cluster):
     cluster.says(fail={"get scaledobjects": 'error: the server doesn\'t have a resource type "scaledobjects"'})
     deploy(context_of(launched), "here", "cpu", yes=True)
     assert cluster.changes == ["apply"]
+
+
+def test_a_deployment_of_another_overlay_is_told_with_what_takes_it_away(launched, cluster, capsys):
+    cluster.says(deployments=["deployment.apps/digits", "deployment.apps/digits-canary"])
+    deploy(context_of(launched), "here", "cpu", yes=True)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "kubectl delete --namespace=serving deployment.apps/digits-canary service/digits-canary" in words
+    assert cluster.changes == ["apply"]
+
+
+def test_who_may_not_list_deployments_has_deployed_all_the_same(launched, cluster, capsys):
+    cluster.says(fail={"get deployments": "Error from server (Forbidden): deployments.apps is forbidden"})
+    deploy(context_of(launched), "here", "cpu", yes=True)
+    assert "rolled out" in capsys.readouterr().out
 
 
 def test_a_rollout_that_fails_is_taken_back(launched, cluster):
