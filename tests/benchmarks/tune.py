@@ -21,8 +21,9 @@ a percentile by more than any simulator is off: in a short round all configurati
 it is as much for what is profiled as for what is measured. So the medians of what was measured are compared with what
 is predicted of the medians of the loads in all profiles, and of the machine's pace in all of them; and the rounds,
 resampled, say how many are surely as near as they should be, and of how many they do not rule it out. Nearer to the
-capacity the p99 of a run is made by the worst stall of the machine that it meets; that of the median second is compared
-as well.
+capacity the p99 of a run is made by the worst stall of the machine that it meets. So p99 of seconds is compared as
+well: of the median one, and of the calm one, which a quarter of them are below. The profile takes what a run costs from
+the calm quarter of a load, too: neighbours only ever add to both.
 `grid` profiles once, as `tune` does, and compares the best of the grid with what `tune` chooses by its own rules when
 it may look up this grid's measurements, and with Optuna's TPE that may look up as many as the same time allows (median
 of 20 seeds). The measuring time is that of what was looked up, and of the profile, without which TPE does.
@@ -42,7 +43,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,28 @@ PARTS = {"predicted": PREDICTED, "grid": GRID}
 PERCENTILES, FINALISTS = "percentiles", "finalists"
 
 Kept = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What of rows is compared: a percentile of the one value that each has under a key, or of its several."""
+
+    title: str
+    key: str
+    percentile: float = 50
+
+    def of(self, rows: list[Kept]) -> float:
+        """Return it, of all rows together."""
+        return float(np.percentile(np.hstack([row[self.key] for row in rows]), self.percentile))
+
+
+FIGURES = (
+    Figure("processor time of a request", "server_us"),
+    Figure("p50", "p50_ms"),
+    Figure("p99 of the calm second", "second_p99_ms", profiling.CALM),
+    Figure("p99 of the median second", "second_p99_ms"),
+    Figure("p99", "p99_ms"),
+)
 CONFIGURATION = TypeAdapter(Configuration)
 PROFILE = TypeAdapter(profile.Profile)
 
@@ -390,18 +413,12 @@ def show_capacities(model: str, rows: list[Kept]) -> None:
 
 def show_percentiles(model: str, rounds: list[Kept]) -> None:
     """Print percentiles beside what the rounds' profiles and the simulator predict, medians of the rounds."""
-    names = {
-        "server_us": "processor time of a request",
-        "p50_ms": "p50",
-        "second_p99_ms": "p99 of the median second",
-        "p99_ms": "p99",
-    }
     found = median_profile([profile_of(one["profile"]) for one in rounds])
     what = f"percentiles, predicted beside measured, medians of {len(rounds)} rounds"
-    columns = [column for name in names.values() for column in (f"{name}, predicted", "measured")]
+    columns = [column for figure in FIGURES for column in (f"{figure.title}, predicted", "measured")]
     head(model, what, [one["profile"] for one in rounds], ("at rate", *columns))
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    surely, perhaps = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    ratios: dict[Figure, list[float]] = {figure: [] for figure in FIGURES}
+    surely, perhaps = dict.fromkeys(FIGURES, 0), dict.fromkeys(FIGURES, 0)
     again = []
     for chosen in PREDICTED:
         rows = [row for one in rounds for row in one["rows"] if configuration(row) == chosen and not disturbed(row)]
@@ -411,23 +428,25 @@ def show_percentiles(model: str, rounds: list[Kept]) -> None:
         rate_rps = rows[0]["rate_rps"]
         predicted = predicted_percentiles(found, chosen, rate_rps)
         cells = []
-        for name in names:
-            expected, measured = pooled([predicted], name), pooled(rows, name)
-            ratios[name].append(expected / measured)
-            high, low = (expected / end for end in interval(rows, name))
-            surely[name] += low >= 1 - NEAR and high <= 1 + NEAR
-            perhaps[name] += low <= 1 + NEAR and high >= 1 - NEAR
+        for figure in FIGURES:
+            expected, measured = figure.of([predicted]), figure.of(rows)
+            ratios[figure].append(expected / measured)
+            high, low = (expected / end for end in interval(rows, figure))
+            surely[figure] += low >= 1 - NEAR and high <= 1 + NEAR
+            perhaps[figure] += low <= 1 + NEAR and high >= 1 - NEAR
+            unit = "µs" if figure.key == "server_us" else "ms"
             cells += [
-                f"{value:,.0f} µs" if name == "server_us" else f"{value:.2f} ms" for value in (expected, measured)
+                f"{value:,.0f} {unit}" if value >= 100 else f"{value:.2f} {unit}" for value in (expected, measured)
             ]
         p99s = [row["p99_ms"] for row in rows]
         again.append(max(p99s) / min(p99s))
         print(f"| {chosen.title} | {rate_rps:,.0f} |", " | ".join(cells), f"({min(p99s):.1f} to {max(p99s):.1f}) |")
     print()
-    for name, title in names.items():
+    for figure in FIGURES:
         print(
-            f"{title} within {NEAR:.0%}: {within(ratios[name], NEAR)}; by the rounds, resampled, {surely[name]} surely "
-            f"are and {perhaps[name]} may be; predicted over measured {typical(ratios[name]):.2f}"
+            f"{figure.title} within {NEAR:.0%}: {within(ratios[figure], NEAR)}; by the rounds, resampled, "
+            f"{surely[figure]} surely are and {perhaps[figure]} may be; predicted over measured "
+            f"{typical(ratios[figure]):.2f}"
         )
     print(f"from round to round, p99 is {typical(again):.1f} times itself (median), {max(again):.0f} at most")
 
@@ -452,17 +471,12 @@ def median_profile(profiles: list[profile.Profile]) -> profile.Profile:
     return profile.calibrated(replace(first, together=together, paces=paces, **runs, **loads), REQUEST_THREADS)
 
 
-def pooled(rows: list[Kept], name: str) -> float:
-    """Return the median of a figure that each row has one or some of."""
-    return typical([value for row in rows for value in np.atleast_1d(row[name])])
-
-
-def interval(rows: list[Kept], name: str) -> tuple[float, float]:
-    """Return where 90 % of the medians lie that other rounds might have had: bootstrap of the rows, whole rounds."""
+def interval(rows: list[Kept], figure: Figure) -> tuple[float, float]:
+    """Return where 90 % of the figures lie that other rounds might have had: bootstrap of the rows, whole rounds."""
     chance = np.random.default_rng(0)
     drawn = (chance.choice(len(rows), len(rows)) for _ in range(RESAMPLED))
-    medians = [pooled([rows[index] for index in picked], name) for picked in drawn]
-    low, high = np.quantile(medians, (0.05, 0.95))
+    found = [figure.of([rows[index] for index in picked]) for picked in drawn]
+    low, high = np.quantile(found, (0.05, 0.95))
     return float(low), float(high)
 
 
