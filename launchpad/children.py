@@ -21,9 +21,11 @@ def environment() -> dict[str, str]:
 def end_with_parent() -> None:
     """Have the kernel end the calling process when its parent ends, however that ends. For `preexec_fn`.
 
-    It can be interrupted, too: shells have what they start in the background ignore that, and children inherit it.
+    It can be interrupted and ended, too: children inherit what their parent does of signals, and shells have what they
+    start in the background ignore an interrupt.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

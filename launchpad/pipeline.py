@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from launchpad import console, declaration, journal
+from launchpad import console, declaration, interrupts, journal
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed, LaunchpadError, Problem
 from launchpad.exclusive import exclusive
 from launchpad.stage import Context, Outcome, Stage, Stopwatch
@@ -150,13 +151,14 @@ def _show_outcomes(outcomes: list[tuple[str, Outcome, float]], given: Context) -
 def reported(exit_with: Callable[[int], BaseException]) -> Iterator[None]:
     """Show errors of the block as the user needs them, then raise `exit_with(exit code)`."""
     try:
-        yield
+        with interrupts.alike():
+            yield
     except LaunchpadError as error:
         _show(error)
         raise exit_with(error.exit_code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         console.fail("interrupted; what was finished is kept, the next run continues")
-        raise exit_with(130) from None
+        raise exit_with(128 + next(iter(interrupt.args), signal.SIGINT)) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from launchpad import interrupts
 from launchpad.client import ServerError
 from launchpad.errors import EnvironmentFault
 from launchpad.modelserver.metrics import Metrics
@@ -121,13 +120,6 @@ def test_a_change_that_ctrl_c_falls_into_is_brought_to_its_end_and_told(server):
         run.go(20)
     assert server.version("m") == 2
     assert (run.entries[-1].outcome, run.entries[-1].version) == ("applied", 2)
-
-
-def test_who_insists_is_obeyed_at_once():
-    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("the second interrupt was ignored")
 
 
 def test_time_that_a_policy_takes_to_think_makes_no_rate_higher(server):
