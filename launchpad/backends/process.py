@@ -23,14 +23,31 @@ def holder(port: int) -> str | None:
             return None
         except OSError:
             pass
-    for connection in psutil.net_connections("tcp"):
-        listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-        if listens and connection.pid:
-            return _describe(connection.pid)
-    return "a process of another user"
+    found = listeners(port)
+    return describe(min(found)) if found else "a process of another user"
 
 
-def _describe(pid: int) -> str:
+def listeners(port: int) -> set[int]:
+    """Return the ids of the processes that listen on a TCP port, of those that can be seen."""
+    return {
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
+        and connection.pid
+    }
+
+
+def family(pid: int) -> set[int]:
+    """Return a process and what it has started, down to the last; nothing if it has ended."""
+    try:
+        return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    except psutil.Error:
+        return set()
+
+
+def describe(pid: int) -> str:
     try:
         command = " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:

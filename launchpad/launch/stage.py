@@ -105,6 +105,7 @@ def _start(context: Context, choice: Choice, content: str) -> Server:
     try:
         server.save(layout)
         server = replace(server, ready_s=_await_ready(server, layout, serving.ready_timeout_s))
+        _refuse_company(server)
         choice.backend.settle(context, server)
     except BaseException:
         stop(layout, needed=choice.backend)
@@ -124,6 +125,22 @@ def _refuse_taken_ports(context: Context, but: Collection[int] = ()) -> None:
             problems.append(Problem(f"port {port} is taken by {holder}", where, "end it, or declare another port"))
     if problems:
         raise EnvironmentFault(problems)
+
+
+def _refuse_company(server: Server) -> None:
+    """Raise EnvironmentFault where another process listens on the server's ports too, and gets a part of its requests.
+
+    Servers that can be replaced without a failed request share their ports; two that start at once both find them free.
+    Those of a container are the engine's, which does not share them.
+    """
+    own = set() if server.container else process.family(server.pid)
+    for port in filter(None, (server.rest_port, server.grpc_port)):
+        others = process.listeners(port) - own if own else set()
+        if others:
+            raise EnvironmentFault(
+                f"port {port} was taken by {process.describe(min(others))} while the server started",
+                fix="end it, or declare another port",
+            )
 
 
 def _await_ready(server: Server, layout: Layout, timeout_s: float) -> float:

@@ -121,8 +121,8 @@ def _worker_command(run: Run) -> str:
 
 
 def new_run() -> str:
-    """Return a new run id: the local time and a random part."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    """Return a new run id: the time, UTC, so that runs are in order wherever they were made, and a random part."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def profile_of(context: Context) -> tuple[str, Profile]:

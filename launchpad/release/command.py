@@ -39,19 +39,19 @@ def release(root: Path, version: str, force: bool = False, dry_run: bool = False
     if known and known.get("passed") and not force:
         where = context.layout.relative(published)
         raise DeclarationError(f"{version} was released already", where, "give another version, or --force")
-    folder = files.staged(published)
-    try:
-        folder.mkdir()
-        candidate = Candidate(context, version, folder, published, record.previous(context.layout, version))
-        with pipeline.locked(context):
+    with pipeline.locked(context):  # another release of it would have the same folder
+        folder = files.staged(published)
+        try:
+            folder.mkdir()
+            candidate = Candidate(context, version, folder, published, record.previous(context.layout, version))
             lines = _evaluate(candidate, today)
             said = _said(candidate)
-        evidence = checklist.document(candidate, lines, said)
-        files.write_json(folder / record.EVIDENCE, evidence)
-        files.write_text(folder / record.CHECKLIST, checklist.markdown(candidate, lines, said))
-        files.publish(published)
-    finally:
-        files.discard(published)
+            evidence = checklist.document(candidate, lines, said)
+            files.write_json(folder / record.EVIDENCE, evidence)
+            files.write_text(folder / record.CHECKLIST, checklist.markdown(candidate, lines, said))
+            files.publish(published)
+        finally:
+            files.discard(published)
     attempt(context.declaration, lambda opened: opened.add_gates(version, record.rows(evidence), now()))
     _show(candidate, lines)
     blocking = [line for line in lines if line.blocks]

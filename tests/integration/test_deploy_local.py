@@ -15,6 +15,7 @@ import requests
 
 from launchpad.backends import how_ended, process
 from launchpad.server import Server
+from tests.integration.conftest import Checkout
 
 SHORT = ("--profile", "smoke", "--duration", "2")
 
@@ -122,6 +123,21 @@ def test_a_taken_port_is_named_with_its_holder(checkout):
     assert not process.servers_of(checkout.layout.deployment)
 
 
+def test_of_two_that_start_at_once_on_the_same_ports_one_is_told(checkout, tmp_path):
+    other = Checkout(tmp_path / "other")
+    mine, others = (f"rest: {one.rest_port}, grpc: {one.grpc_port}" for one in (checkout, other))
+    other.edit((others, mine))
+    other.invoke("configure", check=True)
+
+    starting = [one.start("launch") for one in (checkout, other)]
+    said = [child.communicate(timeout=120)[0] for child in starting]
+    other.invoke("stop", check=True)
+
+    codes = [child.returncode for child in starting]
+    assert 3 in codes and set(codes) <= {0, 3}, said
+    assert any(f"port {checkout.rest_port}" in text and "taken by process" in text for text in said), said
+
+
 def test_a_server_that_dies_while_starting_shows_the_end_of_its_log(checkout):
     (checkout.root / "models" / "digits-mlp" / "versions" / "1" / "saved_model.pb").write_bytes(b"no model")
 
@@ -195,17 +211,18 @@ def test_a_second_pipeline_is_refused_and_told_who_runs(served):
     assert f"process {first.pid}" in second.stdout and "loadtest" in second.stdout
 
 
-def test_ctrl_c_keeps_what_was_measured(served):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_keeps_what_was_measured(served, ending):
     started = served.start("loadtest", "--profile", "smoke", "--duration", "60")
     while not any(
         (run / "history.csv").exists() and len((run / "history.csv").read_text()) > 300 for run in served.runs()
     ):
         assert started.poll() is None
-    started.send_signal(signal.SIGINT)
+    started.send_signal(ending)
 
     output, _ = started.communicate(timeout=30)
 
-    assert started.returncode == 130 and "Traceback" not in output
+    assert started.returncode == 128 + ending and "Traceback" not in output
     summary = json.loads((served.runs()[0] / "summary.json").read_text())
     assert summary["status"] == "interrupted" and summary["totals"]["requests"] > 0
     assert not generators(served.root)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launchpad import pipeline, runfolder
+from launchpad import files, pipeline, runfolder
+from launchpad.errors import EnvironmentFault
+from launchpad.exclusive import exclusive
 from launchpad.release import command, record
 from launchpad.release.candidate import Candidate
 from launchpad.release.gates import measured, rehearsal
@@ -88,6 +90,15 @@ def test_the_rehearsal_went_back_moved_labels_and_met_a_broken_version_with_no_r
 def test_a_version_that_was_released_is_not_released_again_by_mistake(released):
     again = released.invoke("release", "1.0.0")
     assert again.returncode == 2 and "1.0.0 was released already" in again.stdout
+
+
+def test_a_release_that_is_refused_leaves_alone_the_one_that_runs(released):
+    under_way = files.staged(record.folder(released.layout, "1.0.1"))
+    under_way.mkdir()
+    with exclusive(released.layout.lock), pytest.raises(EnvironmentFault, match="another pipeline"):
+        command.release(released.root, "1.0.1")
+    assert under_way.exists()
+    under_way.rmdir()
 
 
 def test_the_next_release_is_held_against_this_one(released):
