@@ -9,7 +9,8 @@ deploy-local: .venv/ready
 
 test: .venv/ready
 	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 tests/unit
-	.venv/bin/python -m pytest tests/integration
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not alone' tests/integration
+	.venv/bin/python -m pytest -m alone tests/integration
 
 # Pin what requirements.in asks for, and the tools that check the manifests, with hashes. Needs uv.
 lock:

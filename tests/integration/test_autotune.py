@@ -19,6 +19,8 @@ from launchpad.runfolder import HISTORY, read_history
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
 
+pytestmark = pytest.mark.alone
+
 PHASES = ((60, 3), (300, 6), (700, 6), (60, 3))
 """Requests a second and seconds: low, five times that, a spike, low."""
 SECONDS = sum(seconds for _, seconds in PHASES)

@@ -20,6 +20,8 @@ from launchpad.loadtest.arrivals import constant_rate, poisson
 from launchpad.server import Server
 from launchpad.spec import OpenLoop
 
+pytestmark = pytest.mark.alone
+
 PROFILES_BEGIN = "    smoke:\n"
 MLP = "{model: digits-mlp, signature: bytes}"
 

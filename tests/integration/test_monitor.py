@@ -6,8 +6,11 @@ import json
 import time
 
 import psutil
+import pytest
 
 from launchpad.server import Server
+
+pytestmark = pytest.mark.alone
 
 SHORT = ("--profile", "smoke", "--duration", "3")
 

@@ -18,7 +18,10 @@ from launchpad.tune import profile, profiling
 from launchpad.tune.profile import SIZES
 from tests.integration.conftest import Checkout
 
-pytestmark = pytest.mark.timeout(600)  # a profile and a handful of measurements, on however slow a machine
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.timeout(600),  # a profile and a handful of measurements, on however slow a machine
+]
 
 MODEL = "digits-mlp"
 TUNE = f"tune: {{goal: latency, rate_rps: 200, models: [{MODEL}], candidates: 1, time_limit_s: 300}}\n\nautotune:"
