@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,8 +19,12 @@ PLAIN_WIDTH = 140
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Advance = Callable[[float, float], None]
-"""Tells progress: (done, total), in any unit."""
+
+class Advance(Protocol):
+    """Tells progress: how much of how much is done, in any unit, and what is being done now."""
+
+    def __call__(self, done: float, total: float, now: str = "") -> None: ...
+
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -64,7 +69,7 @@ def verdict(ok: bool | None) -> Text:
 
 @contextmanager
 def progress(what: str) -> Iterator[Advance]:
-    """Show that `what` goes on. Gives a function (done, total) to say how far; until it is called a spinner turns."""
+    """Show that `what` goes on. Gives a function to say how far; until it is called a spinner turns."""
     if not out.is_terminal:
         with _plain_progress(what) as advance:
             yield advance
@@ -72,7 +77,15 @@ def progress(what: str) -> Iterator[Advance]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=out, transient=True, refresh_per_second=2) as bars:
         task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+        def advance(done: float, total: float, now: str = "") -> None:
+            bars.update(task, completed=done, total=total, description=_with(what, now))
+
+        yield advance
+
+
+def _with(what: str, now: str) -> str:
+    return f"{what}, {now}" if now else what
 
 
 @contextmanager
@@ -80,10 +93,10 @@ def _plain_progress(what: str) -> Iterator[Advance]:
     """A line now and then, none for what is over at once."""
     last = time.monotonic()
 
-    def advance(done: float, total: float) -> None:
+    def advance(done: float, total: float, now: str = "") -> None:
         nonlocal last
         if time.monotonic() - last >= PLAIN_INTERVAL_S:
             last = time.monotonic()
-            say(f"  {what}: {done / total:.0%}" if total else f"  {what}")
+            say(f"  {_with(what, now)}: {done / total:.0%}" if total else f"  {_with(what, now)}")
 
     yield advance

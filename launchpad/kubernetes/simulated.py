@@ -99,12 +99,13 @@ def of(context: Context, found: Measured) -> Simulated | str:
         known[model] = profile
     lines = list(found.traffic)
     threads = effective.server.num_batch_threads if effective.server else 1
-    requests = int(pipeline.serving.flags.get("rest_api_num_threads", 4 * int(found.machine["cores"])))
+    first = known[lines[0]["model"]]
+    requests = profiles.request_threads(first.traffic, pipeline.serving.flags, int(found.machine["cores"]))
     return Simulated(
         queues=tuple(Queue(effective.queues[line["model"]], known[line["model"]].times()) for line in lines),
         shares=tuple(float(line["weight"]) for line in lines),
-        threads=threads or int(found.machine["cores"]),
-        host=known[lines[0]["model"]].host(requests),
+        threads=threads,
+        host=first.host(requests),
         rows=tuple(int(line.get("batch", 1)) for line in lines),
     )
 

@@ -29,6 +29,7 @@ from launchpad.errors import EnvironmentFault
 from launchpad.examples import Examples, Values
 from launchpad.loadtest import summary
 from launchpad.loadtest.generator import Ending
+from launchpad.metrics import BATCH_SIZE, REQUESTS, RUNTIME_LATENCY
 from launchpad.server import Server
 from launchpad.spec import ClosedLoop, OpenLoop, Traffic
 from launchpad.spec import Profile as LoadProfile
@@ -64,14 +65,13 @@ HIGH = 0.75
 """Of the highest rate: where the server is seldom idle, and reads few requests at a time."""
 PACE_S = 1.0
 """How long the machine's pace is watched between loads, three times: it changes within seconds."""
+STEPS = 7
+"""That `measure` tells of, the last only where there is another number of threads worth a look."""
 QUANTILES = 200
 SAMPLES = 8
 """Parts that the window of a load is looked at in."""
 CALM = 25
 """Percentile of the parts' mean runs that counts: a neighbour on the processor only ever adds to them."""
-RUNTIME = ":tensorflow:serving:runtime_latency"
-REQUESTS = ":tensorflow:serving:request_count"
-PROCESSED = ":tensorflow:serving:batching_session:processed_batch_size"
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Window:
 def measure(bench: Bench, line: Traffic, examples: Examples, digest: str, advance: Callable[[str], None]) -> Profile:
     """Measure a line of traffic on servers of the bench, which are ended.
 
-    Raises EnvironmentFault if a server does not start, does not answer, or has no metrics page, and for requests of
-    more rows than SIZES has.
+    advance: told what is measured next, STEPS times at most. Raises EnvironmentFault if a server does not start, does
+    not answer, or has no metrics page, and for requests of more rows than SIZES has.
     """
     if line.batch > SIZES[-1]:
         raise EnvironmentFault(
@@ -339,17 +339,17 @@ class _Page:
         kept = "\n".join(
             part
             for part in text.splitlines()
-            if part.startswith((RUNTIME, REQUESTS, PROCESSED)) and "_bucket" not in part
+            if part.startswith((RUNTIME_LATENCY, REQUESTS, BATCH_SIZE)) and "_bucket" not in part
         )
         for family in text_string_to_metric_families(kept + "\n"):
             for sample in family.samples:
                 sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
         return _Counts(
             sums.get(REQUESTS, 0.0),
-            sums.get(f"{RUNTIME}_count", 0.0),
-            sums.get(f"{RUNTIME}_sum", 0.0),
-            sums.get(f"{PROCESSED}_count", 0.0),
-            sums.get(f"{PROCESSED}_sum", 0.0),
+            sums.get(f"{RUNTIME_LATENCY}_count", 0.0),
+            sums.get(f"{RUNTIME_LATENCY}_sum", 0.0),
+            sums.get(f"{BATCH_SIZE}_count", 0.0),
+            sums.get(f"{BATCH_SIZE}_sum", 0.0),
         )
 
 

@@ -164,10 +164,14 @@ def measure_profile(context: Context, model: str) -> profile.Profile:
     line = line_of(context, model)
     bench = Bench(context.declaration, workplace(layout, model) / "bench", [line])
     examples = exported.examples(layout, model, context.declaration.pipeline.models[model].version)
-    steps = iter(range(1, 100))
+    steps = iter(range(profiling.STEPS))
     with console.progress(f"profile of {line.line}") as advance:
         found = profiling.measure(
-            bench, line, examples, tuned.model_digest(layout, model), lambda _: advance(next(steps), 8)
+            bench,
+            line,
+            examples,
+            tuned.model_digest(layout, model),
+            lambda now: advance(next(steps), profiling.STEPS, now),
         )
     profile.save(layout, found)
     return found

@@ -15,7 +15,6 @@ from launchpad.declaration import Declaration
 from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.exclusive import exclusive
 from launchpad.layout import Layout
-from launchpad.modelserver.flags import FLAGS
 from launchpad.publishing import Publisher
 from launchpad.server import Server
 from launchpad.spec import Autotune
@@ -189,9 +188,11 @@ def _policy(
     for its in known.values():
         for doubt in profile.doubts(its, layout):
             console.say(f"  ! {doubt}", "yellow")
-    threads = int(declared.pipeline.serving.flags.get("rest_api_num_threads", FLAGS["rest_api_num_threads"].default))
+    first = known[models[0]]
+    cores = int(first.machine["cores"])
+    threads = profile.request_threads(first.traffic, declared.pipeline.serving.flags, cores)
     costs = {name: its.times() for name, its in known.items()}
-    host = known[models[0]].host(threads, with_generator=False)
+    host = first.host(threads, with_generator=False)
     rows = {name: its.traffic.batch for name, its in known.items()}
     simulated = Simulated(rules, costs, host, replacement.batch_threads(layout), rows=rows)
     aside = cleanup.enter_context(Aside(simulated, patience_s=settings.window_s))
