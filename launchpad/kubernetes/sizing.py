@@ -18,9 +18,8 @@ STARTUP_PERIOD_S = 2
 AFTER_DRAIN_S = 10
 """Grace beyond the drain: the server ends at once on SIGTERM, so this is for a kubelet that is late."""
 CONNECTION_AGE_SHARE = 0.75
-"""Of the drain: age at which the server asks gRPC clients to connect anew, so that all have left before it ends."""
-JITTER = 1.1
-"""gRPC spreads the age of connections by a tenth either way."""
+"""Of the drain: age at which the server asks gRPC clients to connect anew, so that all have left before it ends; gRPC
+spreads it by a tenth either way."""
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,6 @@ class Probe:
     def holds(self) -> bool:
         return self.sent > 0 and self.share <= ALLOWED_MISSES and self.failed <= self.tolerated
 
-    @property
-    def clear(self) -> bool:
-        return self.high < ALLOWED_MISSES or self.low > ALLOWED_MISSES
-
 
 @dataclass(frozen=True)
 class Capacity:
