@@ -8,9 +8,11 @@ from math import prod
 
 from .json_value import byte_text, decimals, text
 from .status import invalid_argument
-from .tensor import DT_BOOL, DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING, Tensor
+from .tensor import DT_BOOL, DT_DOUBLE, DT_FLOAT, DT_HALF, DT_STRING, DT_UINT16, Tensor, unwritable
 
 _INDENT = b"    "
+_UNWRITTEN = (DT_HALF, DT_UINT16)
+"""Types that have values, but that the original does not write in JSON."""
 
 
 def write_predictions(outputs: Mapping[str, Tensor]) -> bytes:
@@ -85,8 +87,10 @@ def _element_texts(name: str, tensor: Tensor) -> list[bytes]:
         if name.endswith("_bytes"):
             return [b'{"b64": "' + binascii.b2a_base64(value, newline=False) + b'"}' for value in tensor.strings]
         return [byte_text(value) for value in tensor.strings]
+    if tensor.dtype in _UNWRITTEN:
+        raise unwritable(tensor.dtype)
     values: Sequence[object] = tensor.values()
-    if tensor.dtype in (DT_FLOAT, DT_DOUBLE, DT_HALF):
+    if tensor.dtype in (DT_FLOAT, DT_DOUBLE):
         single = tensor.dtype != DT_DOUBLE
         return "\n".join(decimals(values, single=single)).encode().split(b"\n") if values else []  # type: ignore[arg-type]
     if tensor.dtype == DT_BOOL:

@@ -101,7 +101,7 @@ class Tensor:
             return struct.unpack(f"{self.size}e", self.data)
         code = ELEMENT_TYPES[self.dtype].format
         if not code:
-            raise invalid_argument(f"Failed to write JSON value for tensor type: {type_name(self.dtype)}")
+            raise unwritable(self.dtype)
         flat = memoryview(self.data)
         return (flat if flat.format == "B" else flat.cast("B")).cast(code).tolist()  # type: ignore[call-overload]
 
@@ -165,3 +165,8 @@ def _offset(index: int, old: Shape, new: Shape) -> int:
 def unsupported(dtype: int) -> ServingError:
     """The error for a data type that cannot be served."""
     return invalid_argument(f"Unsupported data type: {type_name(dtype)}")
+
+
+def unwritable(dtype: int) -> ServingError:
+    """The error for a data type that has no form in JSON."""
+    return invalid_argument(f"Failed to write JSON value for tensor type: {type_name(dtype)}")

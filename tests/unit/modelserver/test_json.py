@@ -18,13 +18,16 @@ from launchpad.modelserver.json_response import write_outputs, write_predictions
 from launchpad.modelserver.json_value import decimals, parse_object, quote
 from launchpad.modelserver.status import Code, ServingError
 from launchpad.modelserver.tensor import (
+    DT_BFLOAT16,
     DT_BOOL,
     DT_DOUBLE,
     DT_FLOAT,
+    DT_HALF,
     DT_INT8,
     DT_INT32,
     DT_INT64,
     DT_STRING,
+    DT_UINT16,
     DT_UINT64,
     Tensor,
 )
@@ -187,6 +190,15 @@ def test_outputs_of_different_batch_sizes_cannot_be_rows() -> None:
     with pytest.raises(ServingError) as refused:
         write_predictions({"a": Tensor(DT_BOOL, (1,), b"\x01"), "b": Tensor(DT_BOOL, (2,), b"\x01\x01")})
     assert refused.value.message == "Tensor name: b has inconsistent batch size: 2 expecting: 1"
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(DT_HALF, "half"), (DT_UINT16, "uint16"), (DT_BFLOAT16, "bfloat16")])
+@pytest.mark.parametrize("write", [write_predictions, write_outputs])
+def test_types_that_the_original_does_not_write_are_refused(write: Any, dtype: int, name: str) -> None:
+    with pytest.raises(ServingError) as refused:
+        write({"y": Tensor(dtype, (2,), bytes(4))})
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert refused.value.message == f"Failed to write JSON value for tensor type: {name}"
 
 
 def test_examples_take_the_kind_of_feature_from_their_values() -> None:
