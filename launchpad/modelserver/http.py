@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import httptools
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_KEPT_HEADS = 1024
+_AFTER_PATH = re.compile(rb"[?#].*")
 STALL_LIMIT_S = 60.0
 """How long a request may make no progress while it is being sent."""
 
@@ -32,7 +34,7 @@ BODIES_LIMIT_FACTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a request, as far as it matters here."""
+    """The head of a request, as far as it matters here; `path` is all that the client asks for, its query included."""
 
     method: str
     path: str
@@ -95,6 +97,7 @@ def parse_head(data: bytes) -> Head:
     except httptools.HttpParserError as error:
         raise BadRequest(400, f"Malformed HTTP request: {error}") from None
     headers = reader.headers
+    query = _AFTER_PATH.search(reader.url)
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 18:
         raise BadRequest(400, "Malformed Content-Length")
@@ -103,7 +106,7 @@ def parse_head(data: bytes) -> Head:
         raise BadRequest(501, "The transfer coding is not supported")
     return Head(
         reader.parser.get_method().decode("latin-1"),
-        (url.path or b"/").decode("latin-1"),
+        ((url.path or b"/") + (query[0] if query else b"")).decode("latin-1"),
         reader.keep_alive,
         int(length),
         coding == b"chunked",

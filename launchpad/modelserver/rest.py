@@ -116,6 +116,7 @@ class RestApi:
         self._headers = _CORS_HEADERS if cors else ()
         self._cors = cors
         self._metrics_path = metrics_path
+        self._near_metrics = (f"{metrics_path}?", f"{metrics_path}#") if metrics_path else ()
         self._waiting: deque[Callable[[], None]] = deque()
         self._starting = False
         self._methods: dict[str, Callable[[Route, bytes, float | None, Answer], None]] = {
@@ -128,6 +129,9 @@ class RestApi:
         """Answer a request; see `http.Handler`."""
         if path == self._metrics_path:
             respond(Response(200, self._metrics.page().encode(), "text/plain"))
+        elif path.startswith(self._near_metrics):
+            complaint = f"Unexpected path: {path}. Should be {self._metrics_path}"
+            respond(Response(400, complaint.encode("latin-1"), "text/plain"))
         elif path[: len(_API_PREFIX)].lower() != _API_PREFIX:
             respond(_NOT_FOUND)
         elif http_method == "OPTIONS" and self._cors:

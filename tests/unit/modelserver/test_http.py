@@ -63,7 +63,7 @@ _CHUNKED = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\
 
 def test_requests_are_found_however_they_are_cut() -> None:
     stream = _REQUEST + _CHUNKED + _REQUEST
-    expected = [("POST", "/a", b"abc"), ("POST", "/c", b"abcde"), ("POST", "/a", b"abc")]
+    expected = [("POST", "/a?b=c", b"abc"), ("POST", "/c", b"abcde"), ("POST", "/a?b=c", b"abc")]
     assert _http([stream])[0] == expected
     assert _http([stream[i : i + 1] for i in range(len(stream))])[0] == expected
     assert _http([stream])[1].count(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok") == 3
@@ -98,7 +98,7 @@ def test_a_wish_for_another_protocol_is_ignored() -> None:
     """As Java's client has it: Upgrade, and the body all the same."""
     head = b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\n"
     requests, written = _http([head + b"abc", _REQUEST])
-    assert requests == [("POST", "/a", b"abc"), ("POST", "/a", b"abc")] and written.count(b"200 OK") == 2
+    assert requests == [("POST", "/a", b"abc"), ("POST", "/a?b=c", b"abc")] and written.count(b"200 OK") == 2
 
 
 def _late(pieces: list[bytes]) -> Transport:
@@ -235,6 +235,14 @@ def test_a_head_is_parsed() -> None:
     assert (head.method, head.path, head.keep_alive, head.length, head.gzip) == ("GET", "/x", False, 0, True)
     with pytest.raises(BadRequest):
         parse_head(b"\x00\x01\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [("/a", "/a"), ("/a?", "/a?"), ("/a?b=/c?d", "/a?b=/c?d"), ("/a#b?c", "/a#b?c"), ("http://x/a?b", "/a?b")],
+)
+def test_what_follows_the_path_belongs_to_what_is_asked_for(target: str, path: str) -> None:
+    assert parse_head(f"GET {target} HTTP/1.1\r\n\r\n".encode()).path == path
 
 
 def test_a_header_block_is_decoded_anew_when_the_compression_state_has_changed() -> None:
