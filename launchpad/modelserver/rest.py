@@ -62,22 +62,32 @@ class Route:
     method: str
 
 
+class _NoVersion(ServingError):
+    """A version number too large, to which the original answers without a word."""
+
+
 @lru_cache(maxsize=1024)
 def parse_path(http_method: str, path: str) -> Route:
     """The route of a path under /v1/. Raises INVALID_ARGUMENT."""
-    pattern = {"POST": _PREDICTION, "GET": _STATUS}.get(http_method)
-    match = pattern.fullmatch(path) if pattern else None
+    match = _match(http_method, path)
     if match is None:
         raise invalid_argument(f"Malformed request: {http_method} {path}")
     digits = match["version"]
     if digits and (len(digits.lstrip("0")) > _VERSION_DIGITS or int(digits) >= 1 << 63):
-        raise invalid_argument(f"Failed to convert version: {digits} to numeric.")
+        raise _NoVersion(Code.INVALID_ARGUMENT, f"Failed to convert version: {digits} to numeric.")
     version = int(digits) if digits else None
     label = unquote(match["label"]) if match["label"] else None
     method = match["method"] or ""
     if method != method.lower():
-        raise invalid_argument(f"Malformed request: {http_method} {path}")
+        if http_method == "POST":
+            raise invalid_argument(f"Malformed request: {http_method} {path}")
+        method = ""  # METADATA matches, but only metadata is one
     return Route(unquote(match["name"] or ""), version, label, method)
+
+
+def _match(http_method: str, path: str) -> re.Match[str] | None:
+    pattern = {"POST": _PREDICTION, "GET": _STATUS}.get(http_method)
+    return pattern.fullmatch(path) if pattern else None
 
 
 def _api_label(route: Route) -> str:
@@ -87,10 +97,8 @@ def _api_label(route: Route) -> str:
 
 def route_name(http_method: str, path: str) -> str:
     """The model that the path names, "" where it names none, for the count of failures."""
-    try:
-        return parse_path(http_method, path).name
-    except ServingError:
-        return ""
+    match = _match(http_method, path)
+    return unquote(match["name"] or "") if match else ""
 
 
 class RestApi:
@@ -199,7 +207,8 @@ class RestApi:
 
     def _fail(self, name: str, error: ServingError, respond: Respond) -> None:
         self._metrics.request_count.add(name, error.code.name)
-        respond(Response(HTTP_STATUS[error.code], write_error(error.message), headers=self._headers))
+        body = b"" if isinstance(error, _NoVersion) else write_error(error.message)
+        respond(Response(HTTP_STATUS[error.code], body, headers=self._headers))
 
     # --- prediction ---
 

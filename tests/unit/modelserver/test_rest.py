@@ -47,3 +47,18 @@ def test_the_metrics_page_takes_no_query(api: RestApi) -> None:
     assert (answer.status, answer.content_type) == (400, "text/plain")
     assert answer.body == b"Unexpected path: /metrics?x=1. Should be /metrics"
     assert _ask(api, "GET", "/metricsx").status == 404
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("GET", "/metadata"), ("POST", ":predict")])
+def test_a_version_that_is_too_large_is_refused_without_a_word(api: RestApi, method: str, suffix: str) -> None:
+    answer = _ask(api, method, f"/v1/models/m/versions/{1 << 63}{suffix}")
+    assert (answer.status, answer.content_type, answer.body) == (400, "application/json", b"")
+    assert api._metrics.request_count.value("m", "INVALID_ARGUMENT") == 1
+
+
+def test_only_small_letters_name_what_is_asked_of_a_model(api: RestApi) -> None:
+    """Other letters match the path: they then ask for the status, or for nothing that there is."""
+    assert b"Could not find any versions of model m" in _ask(api, "GET", "/v1/models/m/METADATA").body
+    assert b"Servable not found for request: Latest(m)" in _ask(api, "GET", "/v1/models/m/metadata").body
+    assert b"Malformed request: POST /v1/models/m:PREDICT" in _ask(api, "POST", "/v1/models/m:PREDICT").body
+    assert api._metrics.request_count.value("m", "INVALID_ARGUMENT") == 1
