@@ -17,6 +17,8 @@ from .status import ServingError, invalid_argument
 
 _DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 _PER_MODEL_BATCHING_FILE = "batching_params.pbtxt"
+_TENSORFLOW = 1
+"""Of the deprecated enum ModelType."""
 
 
 class ConfigError(ValueError):
@@ -102,10 +104,16 @@ def model_settings(config: Any) -> dict[str, ModelSettings]:
 
 def _check_entry(entry: Any) -> None:
     if entry.model_type and entry.model_platform:
-        raise invalid_argument("Illegal setting both model_type(deprecated) and model_platform.")
+        raise invalid_argument(
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform."
+        )
     if not entry.model_type and not entry.model_platform:
-        raise invalid_argument("Illegal setting neither model_type(deprecated) nor model_platform.")
-    platform = entry.model_platform or ("tensorflow" if entry.model_type == 1 else "other")
+        raise invalid_argument(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform."
+        )
+    if entry.model_type not in (0, _TENSORFLOW):
+        raise invalid_argument(f"ModelServerConfig::model_type choice {entry.model_type} not supported.")
+    platform = entry.model_platform or "tensorflow"
     if platform != "tensorflow":
         raise invalid_argument(f"Model {entry.name} requests unsupported platform {platform}")
     if not os.path.isabs(entry.base_path):

@@ -36,7 +36,18 @@ def test_models_are_read_with_policy_and_labels(tmp_path: Path) -> None:
         ("model_config_list { config { nam: 1 } }", "models.config:1:"),
         ("model_config_list {", "models.config:"),
         ("model_config_list { " + _MODEL % "" + _MODEL % "" + "}", "Illegal to list model m multiple times"),
-        ('model_config_list { config { name: "m" base_path: "/m" } }', "neither model_type"),
+        (
+            'model_config_list { config { name: "m" base_path: "/m" } }',
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform.",
+        ),
+        (
+            "model_config_list { " + _MODEL % "model_type: TENSORFLOW" + "}",
+            "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform.",
+        ),
+        (
+            'model_config_list { config { name: "m" base_path: "/m" model_type: OTHER } }',
+            "ModelServerConfig::model_type choice 2 not supported.",
+        ),
         (
             'model_config_list { config { name: "m" base_path: "/m" model_platform: "torch" } }',
             "requests unsupported platform torch",
