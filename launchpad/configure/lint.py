@@ -27,6 +27,7 @@ def lint(pipeline: Pipeline, batching: Effective, exporters: Mapping[str, str]) 
     """Return what is doubtful. `exporters`: the TensorFlow version that exported each model, where it is known."""
     return [
         *_threads(pipeline),
+        *_parallelism(pipeline),
         *_queues(pipeline, batching),
         *_exporters(pipeline, exporters),
         *_image(pipeline),
@@ -49,6 +50,19 @@ def _threads(pipeline: Pipeline) -> Iterator[Finding]:
                 f"{flag} is {threads}{default}, the load tests keep {in_flight} requests in flight: {consequence}",
                 f"set {flag} to {in_flight} or more; a request holds its thread while it waits for its batch",
             )
+
+
+def _parallelism(pipeline: Pipeline) -> Iterator[Finding]:
+    """Of all three flags the server makes a failed start, of two it ignores the one for both kinds."""
+    flags = pipeline.serving.flags
+    session, *own = (f"tensorflow_{kind}_parallelism" for kind in ("session", "intra_op", "inter_op"))
+    if flags.get(session) and any(map(flags.get, own)):
+        consequence = "the server does not start" if all(map(flags.get, own)) else f"the server ignores {session}"
+        yield Finding(
+            ("serving", "flags", session),
+            f"{session} stands beside a flag for one kind of parallelism: {consequence}",
+            f"drop it, or {' and '.join(own)}",
+        )
 
 
 def _queues(pipeline: Pipeline, batching: Effective) -> Iterator[Finding]:

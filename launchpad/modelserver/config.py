@@ -206,13 +206,24 @@ def metrics_path(options: Options) -> str | None:
 
 
 def session_config(options: Options) -> bytes:
-    """The ConfigProto for sessions, serialised. Raises ConfigError."""
+    """The ConfigProto for sessions, serialised. Raises ConfigError.
+
+    The flag for both kinds of parallelism counts only where neither has its own.
+    """
     config = ConfigProto()
     if options.tensorflow_session_config_file:
         _read(options.tensorflow_session_config_file, config)
     both = options.tensorflow_session_parallelism
-    intra = options.tensorflow_intra_op_parallelism or both or calm_intra_op_parallelism()
-    inter = options.tensorflow_inter_op_parallelism or both
+    intra, inter = options.tensorflow_intra_op_parallelism, options.tensorflow_inter_op_parallelism
+    if intra > 0 and inter > 0 and both > 0:
+        raise ConfigError(
+            "Either configure server_options.tensorflow_session_parallelism or "
+            "(server_options.tensorflow_intra_op_parallelism, server_options.tensorflow_inter_op_parallelism) "
+            "separately. You cannot configure all."
+        )
+    if intra <= 0 and inter <= 0:
+        intra = inter = both
+    intra = intra or calm_intra_op_parallelism()
     if intra:
         config.intra_op_parallelism_threads = intra
     if inter:

@@ -54,6 +54,10 @@ def test_a_sound_declaration_gives_no_warning(declare):
     [
         ({"rest_threads": 31}, "serving.flags.rest_api_num_threads"),
         ({"grpc_threads": 31}, "serving.flags.grpc_max_threads"),
+        (
+            {"flags": ", tensorflow_session_parallelism: 2, tensorflow_inter_op_parallelism: 2"},
+            "serving.flags.tensorflow_session_parallelism",
+        ),
         ({"enqueued": 10_000}, "serving.batching.max_enqueued_batches"),
         ({"wait": 100_000}, "serving.batching.batch_timeout_micros"),
         (
@@ -90,11 +94,20 @@ def test_a_fault_is_found_at_its_key(declare, changes, key):
         {"image": "tensorflow/serving@sha256:" + "0" * 64},
         {"image": "localhost:5000/tensorflow/serving:2.20.0"},
         {"flags": ", prefer_tflite_model: true"},
+        {"flags": ", tensorflow_session_parallelism: 2"},
+        {"flags": ", tensorflow_intra_op_parallelism: 2, tensorflow_inter_op_parallelism: 2"},
         {"backend": "embedded", "flags": ", enable_grpc_healthcheck_service: true"},
     ],
 )
 def test_what_is_sound_is_left_alone(declare, changes):
     assert found(declare, **changes) == []
+
+
+def test_all_three_flags_of_parallelism_are_said_to_fail_the_start(declare):
+    flags = "".join(f", tensorflow_{kind}_parallelism: 2" for kind in ("session", "intra_op", "inter_op"))
+    declared = declare(SOUND.format(**VALUES | {"flags": flags}))
+    (finding,) = lint(declared.pipeline, effective(declared), {})
+    assert finding.what.endswith(": the server does not start")
 
 
 @pytest.mark.parametrize(

@@ -124,13 +124,23 @@ def test_the_metrics_page_is_where_the_file_says_or_nowhere(tmp_path: Path) -> N
     assert config.metrics_path(options) == "/metrics"
 
 
-def test_parallelism_flags_set_the_sessions_threads() -> None:
+def test_parallelism_flags_set_the_sessions_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "schedulable_cpus", lambda: 8)
+
     def threads(*flags: str) -> tuple[int, int]:
         proto = ConfigProto.FromString(config.session_config(parse(list(flags))))
         return proto.intra_op_parallelism_threads, proto.inter_op_parallelism_threads
 
     assert threads("--tensorflow_session_parallelism=3") == (3, 3)
-    assert threads("--tensorflow_session_parallelism=3", "--tensorflow_intra_op_parallelism=1") == (1, 3)
+    assert threads("--tensorflow_session_parallelism=3", "--tensorflow_intra_op_parallelism=1") == (1, 0)
+    assert threads("--tensorflow_session_parallelism=3", "--tensorflow_inter_op_parallelism=1") == (0, 1)
+    assert threads("--tensorflow_intra_op_parallelism=2", "--tensorflow_inter_op_parallelism=1") == (2, 1)
+
+
+def test_all_three_parallelism_flags_together_are_refused() -> None:
+    flags = [f"--tensorflow_{kind}_parallelism=2" for kind in ("session", "intra_op", "inter_op")]
+    with pytest.raises(ConfigError, match=r"^Either configure .* separately\. You cannot configure all\.$"):
+        config.session_config(parse(flags))
 
 
 @pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 1), (3, 0)])
