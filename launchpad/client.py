@@ -19,6 +19,10 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 
 
+_UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+"""Messages of any size, as a model server sends and takes them; gRPC's own default is 4 MiB for answers."""
+
+
 class ServerError(Exception):
     """The server did not give the answer: `kind` is `HTTP 503`, `UNAVAILABLE`, `no connection` or the like."""
 
@@ -102,7 +106,7 @@ class GrpcClient:
 
     def __init__(self, address: str, timeout_s: float = 30.0) -> None:
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address)
+        self._channel = grpc.insecure_channel(address, _UNLIMITED)
         self._predict = self._channel.unary_unary(
             PREDICT,
             request_serializer=protos.PredictRequest.SerializeToString,

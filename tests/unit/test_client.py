@@ -6,15 +6,17 @@ import contextlib
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from launchpad.client import DTYPES, GrpcClient, RestClient, ServerError, array, predict_request
+from launchpad.client import DTYPES, PREDICT, GrpcClient, RestClient, ServerError, array, predict_request
 from launchpad.modelserver import protos
 
 NUMERIC = [name for name in DTYPES if name not in ("string", "bfloat16")]  # hypothesis knows no bfloat16
@@ -183,6 +185,36 @@ def test_grpc_errors_are_named_by_their_code():
     finally:
         client.close()
     assert raised.value.kind == "UNAVAILABLE"
+
+
+@pytest.fixture
+def grpc_port():
+    """A gRPC server that gives back the inputs of a Predict request as outputs."""
+
+    def predict(request, _):
+        answer = protos.PredictResponse()
+        answer.outputs["x"].CopyFrom(request.inputs["x"])
+        return answer
+
+    echo = grpc.unary_unary_rpc_method_handler(
+        predict, protos.PredictRequest.FromString, protos.PredictResponse.SerializeToString
+    )
+    service, method = PREDICT.strip("/").split("/")
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", -1)])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: echo})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+def test_a_grpc_message_may_have_any_size(grpc_port):
+    values = np.zeros(5 << 20, np.uint8)
+    client = GrpcClient(f"127.0.0.1:{grpc_port}")
+    try:
+        assert client.predict("m", "s", {"x": values})["x"].size == values.size
+    finally:
+        client.close()
 
 
 def test_an_answer_whose_connection_ends_in_the_middle_is_told_apart_from_no_answer():
