@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,8 +77,12 @@ class RestClient:
             raise ServerError("no JSON", str(error)) from error
 
     def _response(self, method: str, path: str, body: Any = None) -> requests.Response:
+        data = None if body is None else json.dumps(body)  # NaN and Infinity stand bare, as the server reads them
+        headers = {"Content-Type": "application/json"} if data else {}
         try:
-            response = self._session.request(method, self.url + path, json=body, timeout=self._timeout_s)
+            response = self._session.request(
+                method, self.url + path, data=data, headers=headers, timeout=self._timeout_s
+            )
         except requests.Timeout as error:
             raise ServerError("timeout", f"no answer in {self._timeout_s:g} s") from error
         except requests.exceptions.ChunkedEncodingError as error:

@@ -109,6 +109,12 @@ def test_predict_sends_columns_and_reads_named_outputs(server):
     assert json.loads(body) == {"signature_name": "s", "inputs": {"x": [[1.0, 2.0]]}}
 
 
+def test_numbers_that_json_has_not_are_sent_bare(server):
+    will_answer(server, 200, {"outputs": [1.0]})
+    client(server).predict("m", "s", {"x": np.array([np.nan, np.inf, -np.inf], np.float32)})
+    assert b'"inputs": {"x": [NaN, Infinity, -Infinity]}' in server.asked[0][2]
+
+
 def test_a_single_output_comes_without_its_name(server):
     will_answer(server, 200, {"outputs": [[0.25], [0.75]]})
     answer = client(server).predict("m", "s", {"x": [b"a", b"\xff"]})

@@ -118,6 +118,18 @@ def test_columns_hold_each_input_as_one_batch(made):
     }
 
 
+def test_numbers_that_json_has_not_are_sent_bare(declare, tmp_path):
+    path = Layout(tmp_path).evidence("tiny", 1) / "examples.npz"
+    path.parent.mkdir(parents=True)
+    pixels = np.array([[np.nan, np.inf, -np.inf, 0.5]] * 3, np.float32)
+    odd = {"serving_default": {"pixels": pixels}, "two": {"a": pixels, "b": [b"x", b"y", b"z"]}}
+    Examples(EXAMPLES.inputs | odd, EXAMPLES.outputs, labels=None).save(path)
+    made = declared_lines(declare(TEXT))
+    assert b'"instances":[[NaN,Infinity,-Infinity,0.5]]' in made[0].requests[0].wire
+    assert b'"a":[[NaN,Infinity,-Infinity,0.5]' in made[3].requests[0].wire
+    assert b"null" not in made[0].requests[0].wire
+
+
 def test_grpc_sends_numbers_as_tensor_content(made):
     message = sent_message(made[4].requests[0])
     assert (message.model_spec.name, message.model_spec.signature_name) == ("tiny", "serving_default")
