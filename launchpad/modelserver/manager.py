@@ -210,10 +210,10 @@ class ModelManager:
         self._loaders.shutdown(wait=False)
         self._loaders = ThreadPoolExecutor(max(1, self._options.num_load_threads), "load", use_all_cores)
 
-    async def wait_until_available(self, models: list[Model]) -> None:
+    async def wait_until_available(self, models: list[Model], noun: str = "servable") -> None:
         """Wait until each model has an available version and has tried all that are wanted.
 
-        Raises UNKNOWN if all versions of one model have failed.
+        Raises UNKNOWN if all versions of one model have failed; the error calls them by `noun`.
         """
         while True:
             self._changed.clear()
@@ -223,7 +223,7 @@ class ModelManager:
             for model in waiting:
                 ended = [version for version in model.versions.values() if version.wanted]
                 if ended and all(version.state is State.END for version in ended):
-                    raise _not_available(model, ended)
+                    raise _not_available(model, ended, noun)
             if not waiting:
                 return
             await self._changed.wait()
@@ -339,9 +339,11 @@ def _unload(servable: Servable) -> None:
     release_free_memory()
 
 
-def _not_available(model: Model, versions: list[Version]) -> ServingError:
+def _not_available(model: Model, versions: list[Version], noun: str) -> ServingError:
+    """The error for a model without a version, with the original's braces and commas."""
     errors = [
-        f"{{name: {model.settings.name} version: {version.number}}} due to error: {version.error}"
+        f"{{{{name: {model.settings.name} version: {version.number}}} due to error: {version.error}}}, "
         for version in versions
     ]
-    return ServingError(Code.UNKNOWN, f"servable(s) did not become available: {{{', '.join(errors)}}}")
+    count = f"{len(versions)} {noun}(s)"
+    return ServingError(Code.UNKNOWN, f"{count} did not become available: {{{''.join(errors)}}}")

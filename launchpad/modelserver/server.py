@@ -311,7 +311,7 @@ class ModelServer:
         self._models = models
         _log.info("model configuration: %s", ", ".join(sorted(models)) or "no models")
         await self._manager.poll_once()
-        await self._manager.wait_until_available(new)
+        await self._manager.wait_until_available(new, "model")
 
     def _leave(self) -> None:
         self._leaving = True

@@ -164,7 +164,9 @@ def test_a_model_that_cannot_be_loaded_fails_the_start(start_server: Start, tmp_
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"nonsense")
     server = start_server("--model_name=m", f"--model_base_path={tmp_path}", "--max_num_load_retries=0", wait=False)
     assert server.process.wait(20) == 3
-    assert "Failed to start server. Error: UNKNOWN: servable(s) did not become available" in server.log()
+    log = server.log()
+    assert "Error: UNKNOWN: 1 servable(s) did not become available: {{{name: m version: 1} due to error: " in log
+    assert log.rstrip().endswith("}, }")
 
 
 def test_the_ports_stay_closed_until_there_is_a_model(start_server: Start, models: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_configuration_is_reloaded_by_grpc_and_a_bad_label_refused(
     start_server: Start, models: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "models.config").write_text(model_config({"scale": models / "scale"}, "specific { versions: 1 }"))
-    server = start_server(f"--model_config_file={tmp_path / 'models.config'}")
+    server = start_server(f"--model_config_file={tmp_path / 'models.config'}", "--max_num_load_retries=0")
 
     def reload(text: str) -> None:
         request = protos.ReloadConfigRequest()
@@ -178,6 +178,12 @@ def test_a_configuration_is_reloaded_by_grpc_and_a_bad_label_refused(
 
     reload(model_config({"scale": models / "scale", "second": models / "slow"}, "all {}"))
     assert server.rest("/v1/models/second:predict", {"instances": [1.0]})[0] == 200
+
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    with pytest.raises(
+        grpc.RpcError, match=r"1 model\(s\) did not become available: \{\{\{name: bad version: 1\} due to"
+    ):
+        reload(model_config({"scale": models / "scale", "bad": tmp_path / "bad"}, "all {}"))
 
 
 def test_a_label_for_a_version_not_yet_loaded_needs_the_flag(start_server: Start, models: Path, tmp_path: Path) -> None:

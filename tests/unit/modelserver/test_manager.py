@@ -11,6 +11,7 @@ import pytest
 
 from launchpad.modelserver.config import ModelSettings, VersionPolicy
 from launchpad.modelserver.manager import ManagerOptions, ModelManager, State
+from launchpad.modelserver.status import Code, ServingError
 
 
 class Held:
@@ -80,3 +81,26 @@ def test_a_version_that_is_called_for_again_while_it_unloads_comes_back_and_one_
         await until(lambda: state(2) is wanted)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("noun", ["servable", "model"])
+def test_a_model_that_cannot_be_loaded_is_told_in_the_words_of_the_original(tmp_path: Path, noun: str) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+
+    def load(_: str, number: int, __: str) -> Any:
+        raise ServingError(Code.NOT_FOUND, f"no file {number}")
+
+    async def story() -> None:
+        manager = ModelManager(load, ManagerOptions(max_num_load_retries=0))
+        new = manager.configure(settings(tmp_path, 1, 2))
+        await manager.poll_once()
+        await manager.wait_until_available(new, noun)
+
+    with pytest.raises(ServingError) as raised:
+        asyncio.run(story())
+    assert str(raised.value) == (
+        f"UNKNOWN: 2 {noun}(s) did not become available: "
+        "{{{name: m version: 2} due to error: NOT_FOUND: no file 2}, "
+        "{{name: m version: 1} due to error: NOT_FOUND: no file 1}, }"
+    )
