@@ -28,6 +28,9 @@ STALL_LIMIT_S = 60.0
 _DISCARD_S = 5.0
 """How long a connection that was refused goes on reading."""
 
+_MAX_GUNZIPPED_BYTES = 100 * 1024 * 1024
+"""What the original uncompresses at most, whatever the limit here."""
+
 BODIES_LIMIT_FACTOR = 4
 """All bodies that a port is receiving may take this many times the largest body allowed."""
 
@@ -110,7 +113,7 @@ def parse_head(data: bytes) -> Head:
         reader.keep_alive,
         int(length),
         coding == b"chunked",
-        headers.get(b"content-encoding", b"").lower() == b"gzip",
+        b"gzip" in headers.get(b"content-encoding", b""),
         headers.get(b"expect", b"").lower() == b"100-continue",
     )
 
@@ -392,16 +395,18 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Clien
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
+    """The body uncompressed; nothing, as in the original, of one that is no gzip or that is too large for the original.
+
+    Raises BadRequest for one that is larger than `limit`.
+    """
     decompressor = zlib.decompressobj(wbits=31)
     try:
-        plain = decompressor.decompress(body, limit + 1)
+        plain = decompressor.decompress(body, min(limit, _MAX_GUNZIPPED_BYTES) + 1)
     except zlib.error:
-        raise BadRequest(400, "The request body is not valid gzip") from None
+        return b""
     if len(plain) > limit:
         raise BadRequest(413, f"The request body exceeds {limit} bytes")
-    if not decompressor.eof:
-        raise BadRequest(400, "The request body is not valid gzip")
-    return plain
+    return plain if decompressor.eof and len(plain) <= _MAX_GUNZIPPED_BYTES else b""
 
 
 class _ChunkedBody:

@@ -39,7 +39,10 @@ def test_bodies_may_be_compressed_or_chunked(probe: Server) -> None:
         200,
         {"predictions": [3.5]},
     )
-    assert probe.rest("/v1/models/probe:predict", b"no gzip", headers={"Content-Encoding": "gzip"})[0] == 400
+    assert probe.rest("/v1/models/probe:predict", b"no gzip", headers={"Content-Encoding": "gzip"}) == (
+        400,
+        {"error": "JSON Parse error: The document is empty"},
+    )
 
     connection = http.client.HTTPConnection("127.0.0.1", probe.rest_port)
     for _ in range(3):

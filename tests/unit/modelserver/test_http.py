@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import struct
 from collections.abc import Callable
 from time import monotonic
@@ -243,6 +244,39 @@ def test_a_head_is_parsed() -> None:
 )
 def test_what_follows_the_path_belongs_to_what_is_asked_for(target: str, path: str) -> None:
     assert parse_head(f"GET {target} HTTP/1.1\r\n\r\n".encode()).path == path
+
+
+def _gzipped(body: bytes, coding: bytes = b"gzip") -> bytes:
+    return b"POST / HTTP/1.1\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (coding, len(body)) + body
+
+
+_GZIP = gzip.compress(b"plain")
+
+
+@pytest.mark.parametrize(
+    ("request_", "body"),
+    [
+        (_gzipped(_GZIP), b"plain"),
+        (_gzipped(_GZIP, b"x-gzip, identity"), b"plain"),
+        (_gzipped(_GZIP, b"br"), _GZIP),
+        (_gzipped(_GZIP[:-1]), b""),
+        (_gzipped(b"no gzip"), b""),
+        (_gzipped(b""), b""),
+    ],
+)
+def test_a_body_is_uncompressed_and_empty_where_it_cannot_be(request_: bytes, body: bytes) -> None:
+    requests, written = _http([request_ + _REQUEST])
+    assert [asked[2] for asked in requests] == [body, b"abc"]
+    assert written.count(b"200 OK") == 2
+
+
+def test_a_body_that_is_large_uncompressed_is_empty_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_MAX_GUNZIPPED_BYTES", 900)
+    fits, large, too_large = (_gzipped(gzip.compress(bytes(size))) for size in (900, 901, 1001))
+    assert [body for _, _, body in _http([fits + large])[0]] == [bytes(900), b""]
+    monkeypatch.setattr(http, "_MAX_GUNZIPPED_BYTES", 2000)
+    requests, written = _http([too_large])
+    assert requests == [] and written.startswith(b"HTTP/1.1 413")
 
 
 def test_a_header_block_is_decoded_anew_when_the_compression_state_has_changed() -> None:
