@@ -250,7 +250,7 @@ def _gzipped(body: bytes, coding: bytes = b"gzip") -> bytes:
     return b"POST / HTTP/1.1\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (coding, len(body)) + body
 
 
-_GZIP = gzip.compress(b"plain")
+_GZIP = gzip.compress(b"plain", mtime=0)
 
 
 @pytest.mark.parametrize(
