@@ -47,6 +47,12 @@ class Counter:
         ]
 
 
+class Gauge(Counter):
+    """A number of now."""
+
+    kind = "gauge"
+
+
 class Distribution:
     """The distribution of one series of values over a histogram's buckets."""
 
@@ -138,6 +144,8 @@ class Metrics:
         self.padding_size = Histogram(
             "/tensorflow/serving/batching_session/padding_size", "execution_batch_size", bounds=_BATCH_SIZES
         )
+        self.request_log_count = Counter("/tensorflow/serving/request_log_count", "model_name", "status")
+        self.mlmd_map = Gauge("/tensorflow/serving/mlmd_map", "model_name", "version", "mlmd_uuid")
         self.load_attempt_count = Counter("/tensorflow/cc/saved_model/load_attempt_count", "model_path", "status")
         self.load_latency = Counter("/tensorflow/cc/saved_model/load_latency", "model_path")
         lazy = {self.input_batch_size, self.processed_batch_size, self.padding_size}

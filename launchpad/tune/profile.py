@@ -33,6 +33,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 FEWER_SIZES = (1, 4, 16, 64, 128)
 """Sizes measured with another number of threads for an operation."""
 INTRA_OP = "tensorflow_intra_op_parallelism"
+INTER_OP = "tensorflow_inter_op_parallelism"
 USERS = 24
 """Who make the highest rate, each asking again when answered."""
 FEW_USERS = 6

@@ -38,6 +38,7 @@ from launchpad.tune.bench import Bench
 from launchpad.tune.profile import (
     FEW_USERS,
     FEWER_SIZES,
+    INTER_OP,
     INTRA_OP,
     LARGE,
     OVERLOAD,
@@ -216,7 +217,8 @@ def operation_threads(flags: Mapping[str, Any], backend: str) -> tuple[int, int]
     The other number is 0, for none, where a flag says how many or there is one core.
     """
     cores = int(machine.describe()["cores"])
-    declared = int(flags.get(INTRA_OP, 0) or flags.get("tensorflow_session_parallelism", 0))
+    own = any(flags.get(name) for name in (INTRA_OP, INTER_OP))  # either puts the flag for both out of action
+    declared = int(flags.get(INTRA_OP, 0) if own else flags.get("tensorflow_session_parallelism", 0))
     if declared:
         return declared, 0
     threads = (_calm_threads() if backend == "embedded" else 0) or cores

@@ -492,7 +492,9 @@ def test_numbers_of_threads_for_an_operation_are_considered_unless_a_flag_says_h
     monkeypatch.setattr(profiling.machine, "describe", lambda: {"cores": 8})
     assert profiling.operation_threads({}, "docker") == (8, 1)
     assert profiling.operation_threads({profile.INTRA_OP: 4}, "docker") == (4, 0)
-    assert profiling.operation_threads({"tensorflow_session_parallelism": 2}, "embedded") == (2, 0)
+    both = {"tensorflow_session_parallelism": 2}
+    assert profiling.operation_threads(both, "embedded") == (2, 0)
+    assert profiling.operation_threads(both | {profile.INTER_OP: 3}, "docker") == (8, 1)  # which ignores it then
     monkeypatch.setattr(profiling.machine, "describe", lambda: {"cores": 1})
     assert profiling.operation_threads({}, "docker") == (1, 0)
     usual, both = (predict.grid(2, [64], operation_threads=numbers) for numbers in ((0,), (0, 2)))

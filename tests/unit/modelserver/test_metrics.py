@@ -63,3 +63,11 @@ def test_batch_metrics_are_unknown_without_batching() -> None:
 
 def test_buckets_grow_exponentially() -> None:
     assert exponential(100, 2, 4) == [100, 200, 400, 800]
+
+
+def test_every_serving_metric_of_the_real_page_has_its_type() -> None:
+    types = [
+        {line for line in text.splitlines() if line.startswith("# TYPE :tensorflow:serving:")}
+        for text in ((FIXTURES / "metrics_batching.prom").read_text(), Metrics(batching=True).page())
+    ]
+    assert types[0] == types[1]
