@@ -22,14 +22,24 @@ SCHEMA_FILE = "pipeline.schema.json"
 DEEPEST = 50
 """Levels of nesting beyond which a file can only be one that contains itself."""
 
+MOST_VALUES = 100_000
+"""Values beyond which a file can only be one whose aliases multiply each other."""
+
 MENDINGS = 4
 """Passes over a faulty file: what one takes out may leave its parent incomplete, and so on towards the root."""
+
+TOO_LARGE = f"aliases multiply to more than {MOST_VALUES:,} values"
 
 KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that also reads `1e-5` as a number, as YAML 1.2 does."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=TOO_LARGE, problem_mark=node.start_mark)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -69,6 +79,11 @@ def load(root: Path, file: str = FILE) -> Declaration:
         raise DeclarationError("is not UTF-8 text", f"{file}:{_line_of_byte(root / file, error.start)}") from None
     except OSError as error:
         raise DeclarationError(f"cannot be read: {error.strerror}", file) from None
+    return parse(text, root, file)
+
+
+def parse(text: str, root: Path, file: str = FILE) -> Declaration:
+    """Validate the text of a declaration, as `load` does, that is or will be in the folder `root`."""
     document = _Document(file, text)
     problems = document.problems
     pipeline, faults = _validate(document)
@@ -80,6 +95,14 @@ def load(root: Path, file: str = FILE) -> Declaration:
     if problems or pipeline is None:
         raise DeclarationError(sorted(problems, key=lambda problem: int(problem.where.rpartition(":")[2])))
     return Declaration(pipeline, root, document.lines, file)
+
+
+def value(name: str, text: str) -> Any:
+    """Return the plain value of a YAML text, sequences as tuples; `name` says in a DeclarationError whence it is."""
+    document = _Document(name, text)
+    if document.problems:
+        raise DeclarationError(document.problems)
+    return document.value
 
 
 def schema() -> str:
@@ -146,24 +169,31 @@ class _Document:
         self.file = file
         self.lines: dict[KeyPath, int] = {(): 1}
         self.problems: list[Problem] = []
+        self._values = 0
         self._own_keys: dict[int, set[int]] = {}
-        loader = _Loader(text)
         try:
+            self._loader = loader = _Loader(text)
             node = loader.get_single_node()
             if node is None:
                 raise DeclarationError("is empty", f"{file}:1", "run `invoke init --source PATH` to write one")
-            self._loader = loader
             self.value = self._plain(node, ())
         except yaml.MarkedYAMLError as error:
             raise DeclarationError(*_syntax(file, error)) from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            what = f"is not YAML: it cannot have the character U+{error.character:04X}"
+            raise DeclarationError(what, f"{file}:{line}") from None
+        except RecursionError:
+            raise DeclarationError("is not YAML for this project: it is nested without end", f"{file}:1") from None
         except (yaml.YAMLError, ValueError) as error:
             raise DeclarationError(f"is not YAML: {error}", f"{file}:1") from None
-        finally:
-            loader.dispose()
 
     def _plain(self, node: yaml.Node, path: KeyPath) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise DeclarationError(f"{_dotted(path[:1])}: {TOO_LARGE}", f"{self.file}:{self.lines[path[:1]]}")
         if len(path) > DEEPEST:
             raise DeclarationError(
                 f"{_dotted(path[:1])}: is nested without end: an alias stands inside what it names",
@@ -173,10 +203,13 @@ class _Document:
             return tuple(self._plain(item, (*path, index)) for index, item in enumerate(node.value))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
+        return self._scalar(node)
+
+    def _scalar(self, node: yaml.Node) -> Any:
         try:
             return self._loader.construct_object(node)
-        except ValueError:  # such as the date 2026-13-45: left as text, for the types to refuse
-            return node.value
+        except (ValueError, LookupError, AttributeError, TypeError):
+            return node.value  # such as the date 2026-13-45, or `!!bool x`: left as text, for the types to refuse
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
         own = self._own_keys.setdefault(id(node), {key_node.start_mark.index for key_node, _ in node.value})
@@ -184,7 +217,7 @@ class _Document:
         values: dict[Any, Any] = {}
         first: dict[str, int] = {}
         for key_node, value_node in node.value:
-            key = self._loader.construct_object(key_node)
+            key = self._scalar(key_node)
             line = key_node.start_mark.line + 1
             if not isinstance(key, str):
                 key = str(key_node.value)

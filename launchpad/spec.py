@@ -26,15 +26,25 @@ from pydantic_core import CoreSchema
 
 from launchpad.modelserver.flags import FLAGS, nearest
 
-Positive = Annotated[int, Field(ge=1)]
+INT64 = 2**63 - 1
+"""Largest number of the server's text protos."""
+LARGEST_BATCH = 1_000_000
+"""Far more examples than any batch has, and few enough to count them up."""
+
+Positive = Annotated[int, Field(ge=1, le=INT64)]
+BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Image = Annotated[str, Field(pattern="^[!-~]+$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Shape = Annotated[tuple[Positive, ...], Field(description="Dimensions behind the batch dimension.")]
 
 
 class Strict(BaseModel):
-    """No unknown key, no coerced type, no change after reading."""
+    """No unknown key, no coerced type, no number without end, no change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 # --- models ---------------------------------------------------------------------------------------------------
@@ -177,9 +187,9 @@ def _as_tuple(value: Any) -> Any:
 class BatchQueue(Strict):
     """Batching parameters of one queue: what a model may set for itself."""
 
-    max_batch_size: Positive
+    max_batch_size: BatchSize
     """Most examples in a batch. Larger: more throughput, more latency for the first in the batch."""
-    batch_timeout_micros: Annotated[int, Field(ge=0)] = 0
+    batch_timeout_micros: Annotated[int, Field(ge=0, le=INT64)] = 0
     """Longest wait for a batch to fill, in µs. 0: a free thread takes what there is."""
     max_enqueued_batches: Positive = 10
     """Batches that may wait; more are refused (503). Bounds the queueing delay."""
@@ -189,7 +199,7 @@ class BatchQueue(Strict):
     enable_large_batch_splitting: bool = False
     """Split a request that does not fit into the batch being formed, and run at most max_execution_batch_size at once;
     what is larger than max_batch_size is refused all the same."""
-    max_execution_batch_size: Positive | None = None
+    max_execution_batch_size: BatchSize | None = None
     """With splitting: most examples that the model is run on at once; at most max_batch_size."""
 
     @model_validator(mode="after")
@@ -245,7 +255,7 @@ ModelBatching = Annotated[
 
 
 def _names_its_function(source: str) -> str:
-    if source.endswith(".py"):
+    if source.endswith((".py", ".py:")):
         raise ValueError("name the function that returns the model, such as path/to/module.py:build")
     return source
 
@@ -257,7 +267,7 @@ class Model(Strict):
     """Version directory that the export writes. Raise it to publish beside the earlier ones."""
     data: str | None = None
     """`.npz` with x_train, y_train, x_test, y_test: to train on, to check and to load-test with."""
-    seed: int = 0
+    seed: Seed = 0
     preprocessing: Steps = ()
     """Steps inside the graph that every signature ends with, such as normalize."""
     signatures: Annotated[dict[str, Signature], Field(min_length=1)] = {"serving_default": Signature()}
@@ -346,7 +356,7 @@ class Container(Strict):
 
 
 class Serving(Strict):
-    image: str = "tensorflow/serving:2.20.0"
+    image: Image = "tensorflow/serving:2.20.0"
     """Base image; the exporter must not be newer than it."""
     backend: Literal["auto", BackendName] = "auto"
     """Where the server runs; `auto` takes the first that can work."""
@@ -443,7 +453,7 @@ class OpenLoop(Load):
     """Requests due a second."""
     arrivals: str = "poisson"
     """`poisson`, `constant`, or the path of a trace with one timestamp in seconds a line."""
-    seed: int = 0
+    seed: Seed = 0
     max_in_flight: Positive = 512
     """Connections of a process; further requests wait in the generator, which counts as latency."""
 
@@ -526,8 +536,8 @@ class Tune(Strict):
 class Between(Strict):
     """Bounds of a parameter, both of them allowed values."""
 
-    min: Annotated[int, Field(ge=0)]
-    max: Annotated[int, Field(ge=0)]
+    min: Annotated[int, Field(ge=0, le=INT64)]
+    max: Annotated[int, Field(ge=0, le=INT64)]
 
     @model_validator(mode="after")
     def _rises(self) -> Between:
@@ -551,6 +561,8 @@ class Bounds(Strict):
     def _at_least_one(self) -> Bounds:
         if self.max_batch_size.min < 1 or self.num_batch_threads.min < 1:
             raise ValueError("max_batch_size and num_batch_threads are at least 1")
+        if self.max_batch_size.max > LARGEST_BATCH:
+            raise ValueError(f"max_batch_size is at most {LARGEST_BATCH}")
         return self
 
 
@@ -659,7 +671,7 @@ class Gpu(Strict):
     """Labels of the nodes that have them; this one is set by NVIDIA's GPU feature discovery."""
     taint: Label = "nvidia.com/gpu"
     """Key of the taint that keeps other pods off those nodes."""
-    image: str | None = None
+    image: Image | None = None
     """Server image for those nodes, by digest; the one of the other overlays unless given."""
 
 
@@ -688,7 +700,7 @@ class ModelStore(Strict):
 class Canary(Strict):
     weight: Annotated[int, Field(ge=0, le=100)] = 10
     """Percent of the requests that the second Deployment gets."""
-    image: str | None = None
+    image: Image | None = None
     """Server image of the second Deployment, by digest; the same as the first's unless given."""
     gateway: str = "gateway"
     """Gateway that the route hangs on, `name` or `namespace/name`."""
@@ -699,7 +711,7 @@ class Generators(Strict):
 
     workers: Positive = 4
     """Pods that generate load."""
-    image: str | None = None
+    image: Image | None = None
     """Image with this project's Python environment, by digest; see docs/kubernetes.md."""
 
 

@@ -7,10 +7,9 @@ import math
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
-from launchpad import console, tuned
+from launchpad import console, declaration, tuned
 from launchpad.errors import DeclarationError
 from launchpad.spec import Batching, BatchQueue
 from launchpad.stage import Context
@@ -95,14 +94,14 @@ def show_explanation(context: Context, model: str | None, parameters: str) -> No
 def parse(text: str, request_threads: int) -> Configuration:
     """Return the configuration that a YAML text names. Raises DeclarationError for one that names none."""
     try:
-        value: Any = yaml.safe_load(text)
+        value: Any = declaration.value("--parameters", text)
         if value in (False, "off"):
             return Configuration(None, 1, request_threads)
         batching = Batching.model_validate_json(json.dumps(value))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise DeclarationError(f"{text!r} are no batching parameters: {faults}") from None
-    except (yaml.YAMLError, TypeError):
+    except TypeError:
         raise DeclarationError(
             f"{text!r} is no YAML", fix="such as '{max_batch_size: 16, num_batch_threads: 2}'"
         ) from None

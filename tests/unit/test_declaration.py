@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -307,3 +308,68 @@ def test_the_committed_declaration_satisfies_the_committed_schema(repository):
 
 def test_the_committed_declaration_is_valid(repository):
     assert set(declaration.load(repository).pipeline.models) == {"digits-mlp", "digits-cnn"}
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(f'*{before}' for _ in range(9))}]\n"
+    for before, name in itertools.pairwise("abcdefghi")
+)
+MERGE_BOMB = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join(f'*{before}' for _ in range(9))}]}}\n"
+    for before, name in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        (HEAD + "store: a\0b\n", 4, "is not YAML: it cannot have the character U+0000"),
+        (HEAD + "store: a\x1bb\n", 4, "is not YAML: it cannot have the character U+001B"),
+        ("a: " + "[" * 2000, 1, "is not YAML for this project: it is nested without end"),
+        (BOMB + HEAD, 6, "f: aliases multiply to more than 100,000 values"),
+        (MERGE_BOMB + HEAD, 7, "is not YAML: aliases multiply to more than 100,000 values"),
+    ],
+)
+def test_what_no_declaration_can_be_is_refused_at_once(declare, text, line, what):
+    assert only_fault(declare, text)[:2] == (f"pipeline.yaml:{line}", what)
+
+
+@pytest.mark.parametrize("tag", ["!!bool x", '!!int ""', "!!timestamp x", "!!float x", '!!float ""', "!!null x"])
+def test_a_tag_that_its_value_does_not_fit_is_a_fault_of_that_key(declare, tag):
+    assert [where for where, _, _ in faults(declare, HEAD + f"serving: {{ports: {{rest: {tag}}}}}\n")] == [
+        "pipeline.yaml:4"
+    ]
+    assert "unknown key" in only_fault(declare, HEAD + f"? {tag}\n: 1\n")[1]
+
+
+INT64 = 9223372036854775808
+BATCHING = "serving:\n  batching: {{max_batch_size: 8, num_batch_threads: 1, {}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("name: a\nmodels:\n  a: {source: x, seed: -1}\n", "models.a.seed: should be greater than or equal to 0"),
+        ("name: a\nmodels:\n  a: {source: x, seed: 4294967296}\n", "models.a.seed: should be less than or equal"),
+        (HEAD + BATCHING.format(f"max_enqueued_batches: {INT64}"), "serving.batching.max_enqueued_batches: should be"),
+        (HEAD + BATCHING.format(f"batch_timeout_micros: {INT64}"), "serving.batching.batch_timeout_micros: should be"),
+        (
+            HEAD + "serving:\n  batching: {max_batch_size: 1000001, num_batch_threads: 1}\n",
+            "serving.batching.max_batch_size: should be less than or equal to 1000000",
+        ),
+        (HEAD + "autotune: {bounds: {max_batch_size: {min: 1, max: 1000001}}}\n", "autotune.bounds: max_batch_size is"),
+        (
+            HEAD + "loadtest: {profile: a, profiles: {a: {users: 1, duration_s: .inf}}}\n",
+            "loadtest.profiles.a.duration_s: should be a finite number",
+        ),
+        (
+            HEAD + "loadtest: {profile: a, profiles: {a: {users: 1, duration_s: .nan}}}\n",
+            "loadtest.profiles.a.duration_s: should be",
+        ),
+        (HEAD + "serving: {image: ''}\n", "serving.image: String should match"),
+        (HEAD + 'serving: {image: "a\\nb"}\n', "serving.image: String should match"),
+        (HEAD + 'serving: {image: "a\\eb"}\n', "serving.image: String should match"),
+    ],
+)
+def test_a_value_beyond_what_the_server_or_the_pipeline_can_hold_is_refused(declare, text, what):
+    assert any(said.startswith(what) for _, said, _ in faults(declare, text)), faults(declare, text)

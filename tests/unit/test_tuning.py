@@ -534,6 +534,14 @@ def test_a_profile_is_the_same_when_it_is_read_again(tmp_path):
 # --- parameters and the tuned file ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "text", ["a\0b", "!!bool x", "{max_batch_size: !!int ''}", "[" * 2000, "{a: 1, a: 2}", "&a [*a]"]
+)
+def test_parameters_that_are_no_yaml_are_refused(text):
+    with pytest.raises(DeclarationError):
+        showing.parse(text, 64)
+
+
 def test_parameters_are_given_as_in_the_declaration():
     assert showing.parse("off", 64) == OFF
     found = showing.parse("{max_batch_size: 16, num_batch_threads: 2}", 64)
