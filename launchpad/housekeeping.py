@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+from pydantic import ValidationError
+
 from launchpad import console, declaration, files
 from launchpad.errors import DeclarationError, GateFailed
 from launchpad.exclusive import exclusive
@@ -47,22 +50,44 @@ objectives:
 def init(root: Path, source: str, name: str, force: bool) -> None:
     """Write `pipeline.yaml` for a model source, with the signatures that it has.
 
-    Raises DeclarationError if there is a pipeline.yaml already (unless `force`), or the source is none.
+    Raises DeclarationError if there is a pipeline.yaml already (unless `force`), or the source is none; the file stays
+    as it is then.
     """
     path = root / declaration.FILE
     if path.exists() and not force:
         raise DeclarationError(f"there is a {declaration.FILE} already", str(path), "give --force to replace it")
-    model = Model(source=source)
+    model = _model(source)
     place = root / (source.rpartition(":")[0] if model.source_kind == "function" else source)
     if not place.exists():
         raise DeclarationError(f"there is no {source}", fix="a path below this checkout, or an absolute one")
+    if place.is_dir() != (model.source_kind == "saved_model"):
+        kinds = {"function": "a Python file", "keras": "a .keras file", "saved_model": "a SavedModel folder"}
+        raise DeclarationError(f"{place} is not {kinds[model.source_kind]}", fix="give --source the model's own path")
     name = _as_name(name or (source.rpartition(":")[2] if model.source_kind == "function" else place.stem))
     signatures = _signatures(place) if model.source_kind == "saved_model" else ["serving_default"]
-    lines = "\n".join(f"      {signature}: {{}}" for signature in signatures)
-    values = {"schema": declaration.SCHEMA_FILE, "project": _as_name(root.name), "name": name, "source": source}
-    files.write_text(path, TEMPLATE.format(**values, signatures=f"    signatures:\n{lines}"))
-    declaration.load(root)
+    lines = "\n".join(f"      {_scalar(signature)}: {{}}" for signature in signatures)
+    values = {"project": _as_name(root.name), "name": name, "source": source}
+    text = TEMPLATE.format(
+        schema=declaration.SCHEMA_FILE,
+        signatures=f"    signatures:\n{lines}",
+        **{key: _scalar(value) for key, value in values.items()},
+    )
+    declaration.parse(text, root)
+    files.write_text(path, text)
     console.say(f"wrote {declaration.FILE} for {name}; `invoke deploy-local` serves it")
+
+
+def _model(source: str) -> Model:
+    try:
+        return Model(source=source)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise DeclarationError(f"--source {source!r}: {said}") from None
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML has it, in quotes where it would be read as something else."""
+    return yaml.safe_dump([text], default_flow_style=True, allow_unicode=True, width=10**6)[1:-2]
 
 
 def _signatures(place: Path) -> list[str]:
