@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -16,8 +17,30 @@ from rich.text import Text
 PLAIN_WIDTH = 140
 """Columns of a table where there is no terminal to measure."""
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class OutputClosed(Exception):
+    """Who read standard output has ended, as `head` does when it has its lines."""
+
+
+class _Console(Console):
+    """Raises OutputClosed where rich would end the process; what goes to a closed standard error is dropped."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _drop(self.file)
+        if not self.stderr:
+            raise OutputClosed
+
+
+def _drop(file: IO[str]) -> None:
+    """Let what is still written to a file go nowhere, also what Python writes as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)
+
+
+out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Advance(Protocol):
@@ -35,6 +58,17 @@ def say(text: str, style: str = "") -> None:
 
 def fail(text: str) -> None:
     err.print(Text(text, style="red"))
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Write what the block prints to standard output. Raises OutputClosed where nobody reads it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+        raise OutputClosed from None
 
 
 def heading(number: int, total: int, name: str, summary: str) -> None:

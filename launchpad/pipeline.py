@@ -27,6 +27,11 @@ STAGES = {
 }
 """Stages in the order in which they depend on each other; loaded when they are needed."""
 
+NO_ROOM_OR_ACCESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+OUTPUT_CLOSED = 141
+"""Exit code where nobody reads the output any more: what a shell says of a program that SIGPIPE ended."""
+
 COLORS = {"done": "green", "up to date": "dim", "skipped": "dim", "failed": "bold red"}
 
 
@@ -71,7 +76,11 @@ def run(names: Sequence[str], given: Context, dry_run: bool = False) -> None:
         show_plan(names, given)
         return
     with locked(given):
-        outcomes = _run_in_order(names, given)
+        try:
+            outcomes = _run_in_order(names, given)
+        except console.OutputClosed:
+            console.fail("nobody reads the output any more; what was finished is kept, the next run continues")
+            raise
     failures = [problem for _, outcome, _ in outcomes for problem in outcome.failures]
     if failures:
         raise GateFailed(failures)
@@ -159,15 +168,24 @@ def reported(exit_with: Callable[[int], BaseException]) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         console.fail("interrupted; what was finished is kept, the next run continues")
         raise exit_with(128 + next(iter(interrupt.args), signal.SIGINT)) from None
+    except console.OutputClosed:
+        raise exit_with(OUTPUT_CLOSED) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        fault = EnvironmentFault(
-            f"{os.strerror(error.errno)}, at {error.filename or 'a file of this checkout'}",
-            fix="what was there before is still there; make room or give access, and run again",
-        )
+        fault = _fault(error)
         _show(fault)
         raise exit_with(fault.exit_code) from None
+
+
+def _fault(error: OSError) -> EnvironmentFault:
+    """Return what the system refused, in the user's words."""
+    said = error.strerror or str(error) or type(error).__name__
+    place = f", at {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
+    if error.errno in NO_ROOM_OR_ACCESS:
+        place = place or ", at a file of this checkout"
+        return EnvironmentFault(
+            f"{said}{place}", fix="what was there before is still there; make room or give access, and run again"
+        )
+    return EnvironmentFault(f"{said}{place}", fix="see to what is there, and run again; what was finished is kept")
 
 
 def _show(error: LaunchpadError) -> None:

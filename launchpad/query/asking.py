@@ -6,6 +6,7 @@ import csv
 import datetime
 import decimal
 import json
+import math
 import re
 import sqlite3
 import sys
@@ -20,7 +21,7 @@ from launchpad import console, declaration
 from launchpad.declaration import Declaration
 from launchpad.errors import DeclarationError
 from launchpad.query.questions import QUESTIONS
-from launchpad.store import connection, make_current
+from launchpad.store import connection, make_current, views
 
 Rows = list[tuple[Any, ...]]
 
@@ -41,12 +42,14 @@ def show(root: Path, sql: str, given: Sequence[str], as_csv: bool, as_json: bool
     declared = declaration.load(root)
     columns, rows = ask(declared, sql, _parameters(sql, given))
     if as_csv:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(columns)
-        writer.writerows([[_plain(value) for value in row] for row in rows])
+        with console.printing():
+            writer = csv.writer(sys.stdout)
+            writer.writerow(columns)
+            writer.writerows([[_plain(value) for value in row] for row in rows])
     elif as_json:
-        answer = [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
-        print(json.dumps(answer, indent=1, ensure_ascii=False))
+        answer = [dict(zip(columns, map(_finite, row), strict=True)) for row in rows]
+        with console.printing():
+            print(json.dumps(answer, indent=1, ensure_ascii=False))
     else:
         _print(columns, rows)
         console.say(f"{len(rows)} row{'s' if len(rows) != 1 else ''}", "dim")
@@ -96,9 +99,7 @@ def show_questions() -> None:
         for name, question in QUESTIONS.items()
     ]
     console.table("Ready-made questions: invoke query NAME", ("name", "what it answers", "needs"), rows)
-    console.say(
-        "views: run_latency, latency_trend, config_history, error_budget, slowest_seconds, hours_over_objective"
-    )
+    console.say(f"views: {', '.join(views.VIEWS)}")
 
 
 def ask(declared: Declaration, sql: str, parameters: Mapping[str, str]) -> tuple[list[str], Rows]:
@@ -168,6 +169,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
         return float(value)
     return value.hex() if isinstance(value, bytes) else value
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it, which knows no infinity: null."""
+    value = _plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,7 @@ import pytest
 from launchpad.errors import DeclarationError
 from launchpad.query import asking
 from launchpad.store import Store
+from launchpad.store.views import VIEWS
 
 MANY = ", ".join(f"{number}.123456 as measured_{number:02}_ms" for number in range(10, 36))
 
@@ -55,3 +56,13 @@ def test_a_question_about_a_run_that_is_not_there_is_refused(declare):
         pass
     with pytest.raises(DeclarationError, match="before=nowhere: the store has no run of that id"):
         asking.ask(declared, "what-changed", {"before": "nowhere", "after": "nowhere"})
+
+
+def test_a_number_without_end_is_null_in_json(asked):
+    assert json.loads(asked("select 1e999 as a, -1e999 as b", "json")) == [{"a": None, "b": None}]
+
+
+def test_the_views_that_there_are_are_named(capsys):
+    asking.show_questions()
+    said = capsys.readouterr().out
+    assert all(name in said for name in VIEWS)
