@@ -122,6 +122,8 @@ def ask(declared: Declaration, sql: str, parameters: Mapping[str, str]) -> tuple
                 raise DeclarationError("the statement gives no rows", fix="ask with SELECT")
             return list(result.keys()), [tuple(row) for row in result]
     except (SQLAlchemyError, sqlite3.Error) as error:
+        if connection.interrupted(error):
+            raise KeyboardInterrupt from None
         if connection.unreachable(error, url):
             with connection.told("asking it", url, where):
                 raise

@@ -21,6 +21,12 @@ CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 60
 """How long a reader's question may take on PostgreSQL."""
 
+STEPS = 100_000
+"""Steps of SQLite between looks at whether it is interrupted; some milliseconds."""
+
+BROKEN = ("not a database", "disk image is malformed", "malformed database schema")
+"""What SQLite says of a file that holds no whole database."""
+
 REFILL = "what is measured stays in files: `invoke store --fill` adds it once the store is there"
 
 
@@ -29,10 +35,10 @@ def locate(declaration: Declaration) -> URL:
     where, hint = declaration.where("store"), "such as sqlite:///.launchpad/store.db or postgresql+psycopg://host/name"
     try:
         url = make_url(declaration.pipeline.store)
-        url.get_dialect()
-    except (SQLAlchemyError, ImportError) as error:
+        url.get_dialect()().create_connect_args(url)
+    except (SQLAlchemyError, ImportError, ValueError, TypeError) as error:
         raise DeclarationError(f"store: {error}", where, hint) from None
-    if url.get_backend_name() == "sqlite":
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
         return url.set(database=str(declaration.root / (url.database or ".launchpad/store.db")))
     if url.drivername != "postgresql+psycopg":
         raise DeclarationError(f"store: {url.drivername} is not known here", where, hint)
@@ -92,6 +98,7 @@ def reader(url: URL) -> Engine:
 
 def _only_read(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None
+    connection.set_progress_handler(lambda: 0, STEPS)  # Python, which Ctrl-C can interrupt
     connection.set_authorizer(lambda action, *about: sqlite3.SQLITE_OK if action in READS else sqlite3.SQLITE_DENY)
 
 
@@ -119,11 +126,16 @@ def _is_locked(said: str) -> bool:
     return "database is locked" in said or "lock timeout" in said
 
 
+def interrupted(error: Exception) -> bool:
+    """Tell whether Ctrl-C ended the question."""
+    return getattr(getattr(error, "orig", None) or error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+
+
 def unreachable(error: Exception, url: URL) -> bool:
     """Tell whether no connection came about, so that nothing was asked."""
     said = str(getattr(error, "orig", None) or error)  # without the SQL, which may say anything
     if url.get_backend_name() == "sqlite":
-        return "unable to open" in said or "not a database" in said or "is not a" in said
+        return "unable to open" in said or "is not a" in said or any(words in said for words in BROKEN)
     return isinstance(error, OperationalError) and (error.connection_invalidated or "connection" in said)
 
 
@@ -133,6 +145,6 @@ def _remedy(error: Exception, url: URL) -> str:
         return f"end the program that holds {url.database}; {REFILL}"
     if "disk is full" in said or "No space left" in said:
         return f"make room, or declare another store; {REFILL}"
-    if "not a database" in said:
+    if any(words in said for words in BROKEN):
         return f"move {url.database} away, a new store is made in its place; {REFILL}"
     return REFILL

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import signal
+import threading
 
 import pytest
 
-from launchpad.errors import DeclarationError
+from launchpad.errors import DeclarationError, EnvironmentFault
 from launchpad.query import asking
 from launchpad.store import Store
 from launchpad.store.views import VIEWS
@@ -66,3 +69,25 @@ def test_the_views_that_there_are_are_named(capsys):
     asking.show_questions()
     said = capsys.readouterr().out
     assert all(name in said for name in VIEWS)
+
+
+def test_ctrl_c_ends_a_question_that_takes_long(declare):
+    declared = declare()
+    with Store.open(declared):
+        pass
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n"
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        asking.ask(declared, endless, {})
+
+
+def test_a_store_that_is_broken_in_part_is_to_be_moved_away(declare):
+    declared = declare()
+    with Store.open(declared) as store:
+        store.add_gates("1.0.0", [], datetime.datetime.now(datetime.UTC))
+    path = declared.root / ".launchpad/store.db"
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(EnvironmentFault, match="malformed") as raised:
+        asking.ask(declared, "select * from runs", {})
+    assert "move" in raised.value.problems[0].fix and "invoke store --fill" in raised.value.problems[0].fix

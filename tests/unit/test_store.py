@@ -103,7 +103,13 @@ def test_a_run_is_recorded_once(declared):
     assert rows(declared, "select requests from results where scope = 'all'") == [(2,)]
 
 
-@pytest.mark.parametrize("url", ["nonsense", "nosuchdb://localhost/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "nosuchdb://localhost/x", "postgresql+psycopg://h:abc/x", "sqlite+aiosqlite:///a.db"),
+        "sqlite:///a.db?timeout=abc",
+    ],
+)
 def test_a_url_that_is_none_is_the_declarations_fault(declare, url):
     with pytest.raises(DeclarationError) as raised:
         Store.open(declare(TEXT.format(url=url)))
