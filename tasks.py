@@ -345,8 +345,11 @@ def status(_: Invocation) -> None:
 def logs(_: Invocation, lines: int = 50, follow: bool = False) -> None:
     """Print the server's log."""
     with reported():
+        from launchpad.errors import DeclarationError
         from launchpad.launch.log import show
 
+        if lines < 0:
+            raise DeclarationError(f"{lines} lines are none", fix="give 0 or more")
         show(ROOT, lines, follow)
 
 

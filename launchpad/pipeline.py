@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -56,8 +57,10 @@ def context(
     profiles = declared.pipeline.loadtest.profiles
     if profile and profile not in profiles:
         raise DeclarationError(f"there is no profile {profile!r}", fix=f"declared: {', '.join(profiles)}")
-    if duration_s is not None and duration_s <= 0:
-        raise DeclarationError(f"a duration of {duration_s:g} s measures nothing", fix="give more than 0")
+    if duration_s is not None and not 0 < duration_s < math.inf:
+        raise DeclarationError(
+            f"a duration of {duration_s:g} s measures nothing that ends", fix="give seconds, more than 0"
+        )
     if processes < 1:
         raise DeclarationError(f"{processes} processes send nothing", fix="give 1 or more")
     return Context(

@@ -606,7 +606,7 @@ class Autotune(Strict):
 class Monitor(Strict):
     """How `invoke monitor` looks at the server, and how long the store keeps what is in it."""
 
-    interval_s: Annotated[float, Field(ge=0.1)] = 2
+    interval_s: Annotated[float, Field(ge=0.1, le=86_400)] = 2
     """Time between looks at the metrics page."""
     keep_samples_days: Positive | None = 30
     """Age at which samples, decisions of autotune and the record of stages are deleted; null keeps them."""

@@ -15,8 +15,10 @@ from launchpad.runfolder import SUMMARY
 def show(root: Path, before: str, after: str) -> None:
     """Print how the percentiles of two runs differ, for each model that both asked.
 
-    Raises DeclarationError if a run is not there, or they have no model in common.
+    Raises DeclarationError if a run is not there, or they have no model in common, or are one.
     """
+    if before == after:
+        raise DeclarationError(f"{before} is one run", fix="give the ids of two")
     layout = Layout(root)
     runs = {run: _summary(layout, run) for run in (before, after)}
     rows = differences(layout, runs)
@@ -47,6 +49,6 @@ def show(root: Path, before: str, after: str) -> None:
 
 def _summary(layout: Layout, run: str) -> dict[str, Any]:
     summary = files.read_json(layout.results(run) / SUMMARY)
-    if summary is None:
+    if not isinstance(summary, dict):
         raise DeclarationError(f"there is no run {run!r}", layout.relative(layout.results(run)))
     return summary

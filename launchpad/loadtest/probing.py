@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from launchpad import console, drawing, files, machine
 from launchpad.backends import how_ended
 from launchpad.errors import DeclarationError, EnvironmentFault, GateFailed
 from launchpad.loadtest import generator, summary
-from launchpad.loadtest.capacity import Capacity, Misses, Probe, search
+from launchpad.loadtest.capacity import HIGHEST_RPS, LOWEST_RPS, Capacity, Misses, Probe, search
 from launchpad.loadtest.cores import apart
 from launchpad.loadtest.latencies import unpacked
 from launchpad.loadtest.stage import new_run, refuse_absent
@@ -23,6 +24,7 @@ from launchpad.server import Server
 from launchpad.spec import OpenLoop, Traffic
 from launchpad.stage import Context, Stopwatch
 
+PROTOCOLS = get_args(Traffic.model_fields["protocol"].annotation)
 CHART = "capacity.svg"
 PROBE_S = 12.0
 """Longest a probe lasts; most are clear sooner."""
@@ -239,7 +241,17 @@ def show(
     p99_ms: float | None,
     start_rps: float | None = None,
 ) -> None:
-    """Search, and print every probe and what was found. Raises DeclarationError without an objective."""
+    """Search, and print every probe and what was found.
+
+    Raises DeclarationError without an objective, for numbers that are none, and for an unknown protocol.
+    """
+    for option, value, unit in (("p99", p99_ms, "ms"), ("start", start_rps, "requests/s")):
+        if value is not None and not 0 < value < math.inf:
+            raise DeclarationError(f"--{option} {value:g} is none", fix=f"give {unit}, more than 0")
+    if start_rps is not None and not LOWEST_RPS <= start_rps <= HIGHEST_RPS:
+        raise DeclarationError(f"--start {start_rps:g} is none", fix=f"give {LOWEST_RPS:g} to {HIGHEST_RPS:,.0f}")
+    if protocol not in PROTOCOLS:
+        raise DeclarationError(f"there is no protocol {protocol!r}", fix=f"known: {', '.join(PROTOCOLS)}")
     objective = p99_ms or context.declaration.pipeline.objectives.p99_ms
     if objective is None:
         raise DeclarationError(

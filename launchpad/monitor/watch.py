@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ KEPT_ROWS = 20_000
 """Rows that wait for a store that is away; beyond it the oldest are lost."""
 PRUNE_S = 3600.0
 SHORTEST_S = 0.1
+LONGEST_S = 86_400.0
 CLOCK_JUMP_S = 60.0
 GONE_S = 10.0
 """Time without a launched server after which the monitor ends; a launch that replaces the server takes less."""
@@ -104,6 +106,7 @@ def watch(
     Raises EnvironmentFault where no server was launched or another monitor watches it, DeclarationError where it has no
     metrics page or the times cannot be kept.
     """
+    _check_times(interval_s, duration_s)
     server = Server.ready(Layout(declared.root))
     if server.metrics_path is None:
         raise DeclarationError(
@@ -112,10 +115,6 @@ def watch(
             "declare serving.monitoring.enabled and a REST port, then `invoke launch`",
         )
     every_s = interval_s or declared.pipeline.monitor.interval_s
-    if every_s < SHORTEST_S:
-        raise DeclarationError(f"an interval of {every_s:g} s cannot be kept", fix=f"give {SHORTEST_S:g} s or more")
-    if duration_s < 0:
-        raise DeclarationError(f"a duration of {duration_s:g} s is none", fix="give seconds, or nothing")
     ended = ended or threading.Event()
     with exclusive(Layout(declared.root).monitor_lock, HELD):
         sampler, keeper = Sampler(declared), Keeper(declared)
@@ -135,6 +134,16 @@ def watch(
             keeper.close()
 
 
+def _check_times(interval_s: float, duration_s: float) -> None:
+    """Raise DeclarationError for times that cannot be kept; 0 stands for one that was not given."""
+    if interval_s and not SHORTEST_S <= interval_s <= LONGEST_S:
+        raise DeclarationError(
+            f"an interval of {interval_s:g} s cannot be kept", fix=f"give {SHORTEST_S:g} s to {LONGEST_S:,.0f} s"
+        )
+    if not 0 <= duration_s < math.inf:
+        raise DeclarationError(f"a duration of {duration_s:g} s is none", fix="give seconds, or nothing")
+
+
 def run(root: Path, interval_s: float = 0.0, duration_s: float = 0.0) -> None:
     """Watch in the foreground, with a live table, until Ctrl-C."""
     from launchpad.monitor.screen import live
@@ -152,6 +161,7 @@ def start(root: Path, interval_s: float = 0.0, duration_s: float = 0.0) -> None:
     """
     layout = Layout(root)
     declaration.load(root)
+    _check_times(interval_s, duration_s)
     Server.ready(layout)
     if holder := _holder(layout):
         raise EnvironmentFault(f"{HELD}: process {holder}", fix="`invoke monitor --stop` ends it")

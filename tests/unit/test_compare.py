@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from launchpad.compare import PERCENTILES, Seconds, compare, read
+from launchpad.errors import DeclarationError
+from launchpad.loadtest import comparing
 from launchpad.loadtest.recorder import Recorder
 from launchpad.loadtest.writer import RunWriter
 
@@ -63,3 +66,8 @@ def test_a_runs_latencies_are_read_from_its_folder_by_line(tmp_path):
     assert found.values.tolist() == [1000, 2000, 3000] or np.allclose(found.values, [1000, 2000, 3000], rtol=1e-3)
     assert found.counts.sum() == 3 and found.counts.shape[0] == 3
     assert read(tmp_path, ["c"]) is None
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    with pytest.raises(DeclarationError, match="20260101-000000 is one run"):
+        comparing.show(tmp_path, "20260101-000000", "20260101-000000")

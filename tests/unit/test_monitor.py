@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import sqlite3
 import threading
 import time
@@ -216,7 +217,11 @@ def test_what_is_old_is_deleted_unless_the_wall_clock_jumped(
     assert ("the wall clock jumped" in capsys.readouterr().out) == bool(jump_s)
 
 
-@pytest.mark.parametrize("times", [{"interval_s": -1.0}, {"interval_s": 0.01}, {"duration_s": -1.0}])
+@pytest.mark.parametrize(
+    "times",
+    [{"interval_s": value} for value in (-1.0, 0.01, math.nan, math.inf)]
+    + [{"duration_s": value} for value in (-1.0, math.nan, math.inf)],
+)
 def test_times_that_cannot_be_kept_are_refused(fake, sampler, declared, times):
     with pytest.raises(DeclarationError, match=r"cannot be kept|is none"):
         watch(declared, lambda rows: None, **times)

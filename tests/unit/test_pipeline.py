@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from launchpad import pipeline
+from launchpad.errors import DeclarationError
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,9 @@ def test_a_chain_whose_output_nobody_reads_says_that_it_ends(declare, monkeypatc
         pipeline.run(["export", "configure"], pipeline.context(declared.root))
     assert ended.value.code == pipeline.OUTPUT_CLOSED
     assert "nobody reads the output any more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("duration_s", [-1.0, float("nan"), float("inf")])
+def test_a_duration_that_is_none_is_refused(declare, duration_s):
+    with pytest.raises(DeclarationError, match="a duration of"):
+        pipeline.context(declare().root, duration_s=duration_s)

@@ -9,7 +9,7 @@ import pytest
 from launchpad.errors import DeclarationError
 from launchpad.loadtest.capacity import Probe
 from launchpad.loadtest.latencies import packed
-from launchpad.loadtest.probing import _Observer, traffic_of
+from launchpad.loadtest.probing import _Observer, show, traffic_of
 from launchpad.stage import Context
 from tests.conftest import MINIMAL
 
@@ -93,3 +93,16 @@ def test_a_protocol_that_is_off_is_not_searched_with(declare):
     assert [line.protocol for line in traffic_of(context, "tiny", None, "grpc")] == ["grpc"]
     with pytest.raises(DeclarationError, match="rest is off"):
         traffic_of(context, "tiny", None, "rest")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("option", ["p99_ms", "start_rps"])
+def test_a_number_that_is_none_is_refused_before_anything_is_measured(declare, option, value):
+    with pytest.raises(DeclarationError, match="is none"):
+        show(Context(declare()), "tiny", None, "rest", **{"p99_ms": 10.0, option: value})
+
+
+def test_a_protocol_that_there_is_not_is_refused(declare):
+    with pytest.raises(DeclarationError, match="there is no protocol 'foo'") as raised:
+        show(Context(declare()), "tiny", None, "foo", 10.0)
+    assert "rest_columns" in raised.value.problems[0].fix

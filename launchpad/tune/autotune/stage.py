@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def run(root: Path, policy: str = "", duration_s: float = 0.0, dry_run: bool = F
     Raises DeclarationError where the declaration says nothing of it, EnvironmentFault where no server runs, it cannot
     be published to, or another autotuner adjusts it.
     """
-    if duration_s < 0:
+    if not 0 <= duration_s < math.inf:
         raise DeclarationError(f"a duration of {duration_s:g} s adjusts nothing", fix="give more than 0, or none")
     declared = declaration.load(root)
     settings = _settings(declared, policy)
