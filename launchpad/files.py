@@ -86,8 +86,14 @@ def read_json(path: Path) -> Any:
     """Return a JSON file's value, or None when it is missing or not whole."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return a JSON file's mapping; an empty one when the file is missing, not whole, or holds something else."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
 
 
 def staged(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,11 +87,17 @@ def record(
 def add(declared: Declaration, text: str) -> Path:
     """Write a person's note; return its file. Where pipeline.yaml was changed since the last run, it is the reason why.
 
-    Raises DeclarationError for a text of nothing.
+    Raises DeclarationError for a text of nothing, and for bytes that are no text.
     """
     text = text.strip()
     if not text:
         raise DeclarationError("a note without a word says nothing", fix='invoke note "what you saw or did, and why"')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DeclarationError(
+            "the note is not UTF-8 text", fix="type it again, in a terminal that sends UTF-8"
+        ) from None
     layout = Layout(declared.root)
     before = _newest_run(layout, machine.describe())
     what = _unnoted(layout, declared, before)
@@ -106,7 +113,7 @@ def after_run(declared: Declaration, run: str) -> list[Path]:
     A run that did not complete says nothing of a configuration, and leaves the notes open.
     """
     layout = Layout(declared.root)
-    summary = files.read_json(layout.results(run) / SUMMARY) or {}
+    summary = files.read_mapping(layout.results(run) / SUMMARY)
     if summary.get("status") != "completed":
         return []
     written = []
@@ -135,6 +142,11 @@ def read_all(layout: Layout) -> list[Note]:
     return sorted((note for note in found if note), key=lambda note: (note.at, note.name))
 
 
+def unread(layout: Layout, read: list[Note]) -> list[str]:
+    """Return the names of the notes that are not among those that were read."""
+    return sorted({path.name for path in layout.notes.glob("*.md")} - {note.name for note in read} - {INDEX})
+
+
 def _read(path: Path) -> Note | None:
     """Return the note in a file; None where its head is not whole."""
     _, fence, rest = path.read_text(encoding="utf-8", errors="replace").partition("---\n")
@@ -142,11 +154,19 @@ def _read(path: Path) -> Note | None:
     try:
         facts = yaml.safe_load(head) if fence and end else None
         assert isinstance(facts, dict)
-        facts["what"] = {key: (pair[0], pair[1]) for key, pair in (facts.get("what") or {}).items()}
+        facts["what"] = {key: (before, after) for key, (before, after) in (facts.get("what") or {}).items()}
         own = body.partition(OWN)[2].strip()
-        return Note(name=path.name, own=own, **facts | {"at": moment(facts["at"])})
-    except (AssertionError, yaml.YAMLError, TypeError, KeyError, IndexError, ValueError):
+        note = Note(name=path.name, own=own, **facts | {"at": moment(facts["at"])})
+        return note if _is_whole(note) else None
+    except (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError):
         return None
+
+
+def _is_whole(note: Note) -> bool:
+    """Tell whether a head that people may have edited has what it says in the types that it is kept with."""
+    runs = (run for run in (note.run_before, note.run_after) if run is not None)
+    texts = (note.source, note.title, note.why, note.evidence, *runs, *note.what)
+    return all(isinstance(text, str) for text in texts) and note.source in WORDS and bool(json.dumps(note.what))
 
 
 def moment(value: Any) -> datetime.datetime:
@@ -224,7 +244,8 @@ def _linked(run: str, layout: Layout) -> str:
 def _runs(note: Note, layout: Layout) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Return the summaries of the runs before and after, as far as they are there."""
     before, after = (
-        files.read_json(layout.results(run) / SUMMARY) if run else None for run in (note.run_before, note.run_after)
+        (files.read_mapping(layout.results(run) / SUMMARY) or None) if run else None
+        for run in (note.run_before, note.run_after)
     )
     return before, after
 
@@ -279,8 +300,8 @@ def index(layout: Layout) -> str:
         p99 = "" if note.source == "person" else _p99(note, layout)
         cells = (f"{note.at:%Y-%m-%d %H:%M}", note.source, _cell(note.title), p99, f"[note]({note.name})")
         lines.append(f"| {' | '.join(cells)} |")
-    unread = {path.name for path in layout.notes.glob("*.md")} - {note.name for note in notes} - {INDEX}
-    lines += ["", f"Without a head that can be read: {', '.join(sorted(unread))}"] if unread else []
+    lacking = unread(layout, notes)
+    lines += ["", f"Without a head that can be read: {', '.join(lacking)}"] if lacking else []
     return "\n".join(lines) + "\n"
 
 
@@ -327,7 +348,7 @@ def _free_name(folder: Path, at: datetime.datetime, source: str) -> str:
 def _newest_run(layout: Layout, measured_on: dict[str, Any] | None, other_than: str = "") -> str | None:
     """Return the newest run of a machine that completed; None if there is none."""
     for path in sorted(layout.results("x").parent.glob(f"*/{SUMMARY}"), reverse=True):
-        summary = files.read_json(path) or {}
+        summary = files.read_mapping(path)
         fits = summary.get("status") == "completed" and summary.get("machine") == measured_on
         if fits and path.parent.name != other_than:
             return path.parent.name

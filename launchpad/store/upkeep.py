@@ -33,9 +33,9 @@ def fill(root: Path) -> None:
         for folder in sorted(path for path in layout.results("x").parent.glob("*") if path.is_dir()):
             if folder.name in known or (folder / CAPACITY).exists():  # a search for capacity is no run
                 continue
-            summary = files.read_json(folder / SUMMARY)
+            summary = files.read_mapping(folder / SUMMARY)
             try:
-                if not isinstance(summary, dict):
+                if not summary:
                     raise ValueError(f"there is no whole {SUMMARY}")
                 if oldest is None or notes.moment(summary["started"]) >= oldest:
                     store.add_run(summary, folder)
@@ -43,6 +43,8 @@ def fill(root: Path) -> None:
             except (KeyError, ValueError, TypeError, LaunchpadError) as error:
                 problems.append(Problem(f"not added: {_why(error)}", layout.relative(folder)))
         found = notes.read_all(layout)
+        for name in notes.unread(layout, found):
+            problems.append(Problem("not added: its head cannot be read", layout.relative(layout.notes / name)))
         for note in found:
             store.put_change(note.row())
         releases = record.all_whole(layout)

@@ -169,3 +169,35 @@ def test_a_store_that_is_away_costs_no_note(ran, declare, capsys):
     away = declare(TEXT.format(batching=SMALL).replace("sqlite:///store.db", "postgresql+psycopg://u@127.0.0.1:1/x"))
     path = notes.record(away, "tune", {"a.b": (1, 2)}, "why")
     assert path.exists() and "does not answer" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_note_that_is_no_text_leaves_no_file(ran):
+    declared = ran("run-1")
+    with pytest.raises(DeclarationError, match="not UTF-8"):
+        notes.add(declared, "caf\udce9")
+    assert not list(Layout(declared.root).notes.glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("title: 5", "source: me", "source: [hand]", "why: {a: 1}", "run_before: 7", "evidence: [x]", "what: [x]"),
+        *("what: {a: [1]}", "what: {a: [1, 2, 3]}", "what: {a: [2026-01-01, 1]}", "what: {3: [1, 2]}", "more: 1"),
+        "why: " + "[" * 2000,
+    ],
+)
+def test_a_note_whose_head_was_edited_to_other_types_is_passed_over_and_named(ran, head):
+    layout = Layout(ran("run-1").root)
+    whole = {"at": "2026-01-01T00:00:00+00:00", "source": "hand", "title": "t"}
+    lines = [f"{key}: {value}" for key, value in whole.items() if not head.startswith(key)]
+    files.write_text(layout.notes / "edited.md", "\n".join(["---", *lines, head, "---", "", "# t", ""]))
+    assert notes.read_all(layout) == []
+    assert "Without a head that can be read: edited.md" in notes.index(layout)
+
+
+def test_a_summary_of_another_shape_is_no_run(ran):
+    declared = ran("run-1")
+    files.write_json(Layout(declared.root).results("run-2") / "summary.json", [1])
+    assert notes.after_run(declared, "run-2") == []
+    notes.record(declared, "tune", {"a.b": (1, 2)}, "why")
+    assert the_note(declared)[0].run_before == "run-1"
