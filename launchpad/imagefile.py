@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launchpad import files
-from launchpad.layout import MODEL_BATCHING, Layout
+from launchpad.layout import MODEL_BATCHING, Layout, is_version
 from launchpad.spec import Pipeline
 
 SCRIPTS = ("entrypoint.sh", "healthcheck.sh")
@@ -70,7 +70,7 @@ def content(layout: Layout, pipeline: Pipeline) -> str:
 def versions(layout: Layout, pipeline: Pipeline) -> dict[str, list[int]]:
     """Return the exported versions of each declared model, increasing."""
     return {
-        name: sorted(int(path.name) for path in layout.versions(name).glob("*") if path.name.isdigit())
+        name: sorted(int(path.name) for path in layout.versions(name).glob("*") if is_version(path.name))
         for name in pipeline.models
     }
 

@@ -15,6 +15,11 @@ MODEL_BATCHING = "batching_params.pbtxt"
 """A model's own batching parameters: the name that the server looks for in a version folder."""
 
 
+def is_version(name: str) -> bool:
+    """Tell whether a folder is named as a version is; not what a killed export left beside it, such as `.1.new`."""
+    return name.isascii() and name.isdecimal()
+
+
 @dataclass(frozen=True)
 class Layout:
     root: Path

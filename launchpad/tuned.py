@@ -13,7 +13,7 @@ import yaml
 from launchpad import files, machine
 from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault, Problem
-from launchpad.layout import Layout
+from launchpad.layout import Layout, is_version
 from launchpad.spec import Batching, BatchQueue
 from launchpad.stage import spread
 
@@ -29,7 +29,7 @@ def model_digest(layout: Layout, model: str) -> str:
 
     Raises EnvironmentFault if no version was exported.
     """
-    versions = [path for path in layout.versions(model).glob("*") if path.name.isdigit()]
+    versions = [path for path in layout.versions(model).glob("*") if is_version(path.name)]
     if not versions:
         raise EnvironmentFault(f"{model} has no exported version", "models", "run `invoke export`")
     newest = max(versions, key=lambda path: int(path.name))

@@ -10,7 +10,7 @@ from typing import Any
 from launchpad import files, notes, runfolder
 from launchpad.compare import Difference, differences, unlike
 from launchpad.gates import Gate
-from launchpad.layout import Layout
+from launchpad.layout import Layout, is_version
 from launchpad.spec import Traffic
 
 
@@ -152,8 +152,8 @@ def gather(layout: Layout, run: str, summary: dict[str, Any], baseline: str = ""
     manifests = {}
     for name in dict.fromkeys(models.values()):
         path = _manifest(layout, name)
-        manifest = files.read_json(path)
-        if manifest is None:
+        manifest = files.read_mapping(path)
+        if not manifest:
             missing.append(layout.relative(path))
         else:
             manifests[name] = manifest
@@ -182,7 +182,8 @@ def models_of_lines(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _manifest(layout: Layout, name: str) -> Path:
-    versions = sorted(layout.evidence(name, 0).parent.glob("*"), key=lambda path: int(path.name))
+    there = (path for path in layout.evidence(name, 0).parent.glob("*") if is_version(path.name))
+    versions = sorted(there, key=lambda path: int(path.name))
     return (versions[-1] if versions else layout.evidence(name, 1)) / "manifest.json"
 
 
@@ -264,8 +265,8 @@ def _previous(layout: Layout, summary: dict[str, Any]) -> str:
 
 
 def _comparison(layout: Layout, title: str, run: str, summary: dict[str, Any]) -> Comparison:
-    other = files.read_json(layout.results(run) / runfolder.SUMMARY)
-    if other is None:
+    other = files.read_mapping(layout.results(run) / runfolder.SUMMARY)
+    if not other:
         return Comparison(title, run, why=f"Run {run} is not here: nothing to compare with.")
     try:
         rows = differences(layout, {run: other, summary["run"]: summary})

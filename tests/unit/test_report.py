@@ -175,3 +175,9 @@ def test_the_generators_part_is_told(layout):
     limited = {"processes": 2, "cpu": 0.99, "send_lag_p99_ms": 12.0, "held": 7, "limited": True, "why": "no core left"}
     text = page(layout, keep(layout, "run-1", generator=limited)["run"])
     assert "yes: no core left" in text and "99% of a core" in text and "12.00 ms" in text
+
+
+def test_what_a_killed_export_left_is_no_version(layout):
+    for name in ("1", "10", ".2.new", "²"):
+        layout.evidence("a", 1).with_name(name).mkdir(parents=True)
+    assert facts._manifest(layout, "a") == layout.evidence("a", 10) / "manifest.json"
