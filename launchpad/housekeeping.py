@@ -110,7 +110,7 @@ def write_schema(root: Path, check: bool) -> None:
     current = declaration.schema()
     if not check:
         files.write_text(path, current)
-    elif not path.exists() or path.read_text(encoding="utf-8") != current:
+    elif not path.exists() or path.read_bytes() != current.encode():
         raise GateFailed(f"{path.name} is not the schema of the types", fix="run `invoke schema`")
     console.say(f"{path.name} is the schema of the types")
 

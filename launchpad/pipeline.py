@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -173,8 +174,8 @@ def reported(exit_with: Callable[[int], BaseException]) -> Iterator[None]:
         raise exit_with(128 + next(iter(interrupt.args), signal.SIGINT)) from None
     except console.OutputClosed:
         raise exit_with(OUTPUT_CLOSED) from None
-    except OSError as error:
-        fault = _fault(error)
+    except (OSError, UnicodeDecodeError) as error:
+        fault = _no_text(error) if isinstance(error, UnicodeDecodeError) else _fault(error)
         _show(fault)
         raise exit_with(fault.exit_code) from None
 
@@ -189,6 +190,15 @@ def _fault(error: OSError) -> EnvironmentFault:
             f"{said}{place}", fix="what was there before is still there; make room or give access, and run again"
         )
     return EnvironmentFault(f"{said}{place}", fix="see to what is there, and run again; what was finished is kept")
+
+
+def _no_text(error: UnicodeDecodeError) -> EnvironmentFault:
+    """Return that a file is not text, with its name where the frames that read it know it."""
+    inside = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    place = next((str(path) for path in reversed(inside) if isinstance(path, Path)), "a file of this checkout")
+    return EnvironmentFault(
+        f"is not UTF-8 text, from byte {error.start}", place, "write it again, or take the committed one from git"
+    )
 
 
 def _show(error: LaunchpadError) -> None:

@@ -149,7 +149,7 @@ class ArtifactStage(Stage):
             for path in unit.writes:
                 files.discard(path)
         lock_file = self.folder(context.layout) / LOCK_FILE
-        lock = files.read_json(lock_file) or {}
+        lock = files.read_mapping(lock_file)
         lock[unit.name] = {
             "inputs": self._inputs(unit, context.layout),
             "outputs": self._outputs(unit, context),
@@ -195,8 +195,7 @@ class ArtifactStage(Stage):
 
 def _entry(lock_file: Path, unit: str) -> dict[str, dict[str, str]] | None:
     """Return what a lock file keeps of a unit; None where it keeps nothing that can be read."""
-    lock = files.read_json(lock_file)
-    entry = lock.get(unit) if isinstance(lock, dict) else None
+    entry = files.read_mapping(lock_file).get(unit)
     whole = isinstance(entry, dict) and all(isinstance(entry.get(part), dict) for part in ("inputs", "outputs"))
     return entry if whole else None
 

@@ -25,7 +25,7 @@ def exporters(layout: Layout, pipeline: Pipeline) -> dict[str, str]:
     """Return the TensorFlow version that exported each model, from the manifests that are there."""
     found = {}
     for name, model in pipeline.models.items():
-        manifest = files.read_json(layout.evidence(name, model.version) / "manifest.json") or {}
+        manifest = files.read_mapping(layout.evidence(name, model.version) / "manifest.json")
         if "tensorflow" in manifest:
             found[name] = manifest["tensorflow"]
     return found

@@ -118,7 +118,7 @@ def drift(context: Context) -> list[str]:
     return [
         name
         for name, text in rendered(context).items()
-        if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text
+        if not (root / name).is_file() or (root / name).read_bytes() != text.encode()
     ]
 
 

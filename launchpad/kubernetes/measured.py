@@ -116,7 +116,7 @@ def latest(context: Context, force: bool = False) -> tuple[Measured, dict[str, A
     """
     layout = context.layout
     kept_path = layout.kubernetes_capacity
-    kept = files.read_json(kept_path)
+    kept = files.read_mapping(kept_path)
     found = [*_results(context), *([(kept_path, kept)] if kept and not _asked_otherwise(kept, context) else [])]
     if not found:
         raise EnvironmentFault("no capacity has been measured for the declared traffic and objective", fix=MAKE_ONE)
@@ -156,10 +156,10 @@ def accepted(context: Context) -> Measured:
     Raises EnvironmentFault where there is none, or where models, declared traffic or objective have changed since.
     """
     layout = context.layout
-    kept = files.read_json(layout.kubernetes_capacity)
+    kept = files.read_mapping(layout.kubernetes_capacity)
     where = layout.relative(layout.kubernetes_capacity)
-    if kept is None:
-        raise EnvironmentFault("is not there", where, f"{MAKE_ONE}, then `invoke manifests`")
+    if not kept:
+        raise EnvironmentFault("is not there, or not whole", where, f"{MAKE_ONE}, then `invoke manifests`")
     reasons = [reason for reason in _other_models(kept, layout) if reason not in kept.get("despite", ())]
     reasons += _asked_otherwise(kept, context)
     if reasons:

@@ -136,7 +136,7 @@ def _show(context: Context, found: Measured, sizing: Sizing) -> None:
 
 def _is(layout: Layout, name: str, text: str) -> bool:
     path = layout.kubernetes / name
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def _strays(layout: Layout, texts: dict[str, str]) -> list[str]:

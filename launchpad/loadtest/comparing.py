@@ -48,7 +48,7 @@ def show(root: Path, before: str, after: str) -> None:
 
 
 def _summary(layout: Layout, run: str) -> dict[str, Any]:
-    summary = files.read_json(layout.results(run) / SUMMARY)
-    if not isinstance(summary, dict):
+    summary = files.read_mapping(layout.results(run) / SUMMARY)
+    if not summary:
         raise DeclarationError(f"there is no run {run!r}", layout.relative(layout.results(run)))
     return summary

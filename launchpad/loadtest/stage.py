@@ -213,7 +213,7 @@ def _summarise(context: Context, run: Run) -> dict[str, Any]:
 
 def _warmup(layout: Layout, server: Server) -> list[dict[str, Any]]:
     """Return what the warmup stage saw of this start of the server; nothing if it did not run."""
-    result = files.read_json(layout.warmup_result) or {}
+    result = files.read_mapping(layout.warmup_result)
     return result["warmed"] if result.get("instance") == server.instance else []
 
 

@@ -46,8 +46,8 @@ def write(layout: Layout, run: str, folder: Path, baseline: str = "") -> None:
 
     from launchpad.report import charts, facts
 
-    summary = files.read_json(layout.results(run) / SUMMARY)
-    if summary is None:
+    summary = files.read_mapping(layout.results(run) / SUMMARY)
+    if not summary:
         raise DeclarationError(f"there is no run {run!r} with a whole {SUMMARY}", layout.relative(layout.results(run)))
     try:
         gathered = facts.gather(layout, run, summary, baseline)

@@ -53,7 +53,7 @@ class Warmup(Stage):
 
     def run(self, context: Context) -> Outcome:
         server = Server.ready(context.layout)
-        earlier = files.read_json(context.layout.warmup_result) or {}
+        earlier = files.read_mapping(context.layout.warmup_result)
         known = {}
         if earlier.get("instance") == server.instance:
             known = {(w["model"], w["signature"], w["protocol"]): w["first_ms"] for w in earlier["warmed"]}

@@ -160,3 +160,9 @@ def test_a_file_that_has_just_been_written_is_read_whatever_its_times_say(tmp_pa
     for content in (b"one", b"two"):
         path.write_bytes(content)
         assert files.sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"1", b"null", b"{", b"\xff", b"[" * 100_000])
+def test_json_that_is_no_mapping_is_read_as_an_empty_one(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    assert files.read_mapping(tmp_path / "a.json") == {} == files.read_mapping(tmp_path / "none.json")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from launchpad import pipeline
+from launchpad import flagfile, pipeline
 from launchpad.errors import DeclarationError
 
 
@@ -75,3 +75,12 @@ def test_a_chain_whose_output_nobody_reads_says_that_it_ends(declare, monkeypatc
 def test_a_duration_that_is_none_is_refused(declare, duration_s):
     with pytest.raises(DeclarationError, match="a duration of"):
         pipeline.context(declare().root, duration_s=duration_s)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
+    path = tmp_path / "server.flags"
+    path.write_bytes(b"--port=1\xff")
+    with pytest.raises(SystemExit) as ended, pipeline.reported(SystemExit):
+        flagfile.read(path)
+    assert ended.value.code == 3
+    assert f"{path}: is not UTF-8 text" in capsys.readouterr().err

@@ -331,3 +331,11 @@ def test_the_reason_names_the_key_that_changed(two_models):
 
 def test_spread_gives_each_value_its_dotted_key():
     assert spread("a", {"b": {"c": 1, "d": []}, "e": {}}) == {"a.b.c": 1, "a.b.d": [], "a.e": {}}
+
+
+def test_a_lock_file_of_another_shape_counts_as_never_run(context, tmp_path):
+    copy = Copy()
+    copy.run(context)
+    (tmp_path / "out" / "stage.lock").write_text("[1]")
+    assert copy.run(context).detail == "a, b"
+    assert reasons(copy, context) == {}

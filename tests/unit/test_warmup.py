@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from launchpad import exported
 from launchpad.client import ServerError
-from launchpad.errors import GateFailed
+from launchpad.errors import EnvironmentFault, GateFailed
 from launchpad.examples import Examples
+from launchpad.layout import Layout
 from launchpad.warmup.stage import Warmed, _outcome, _warm
 
 PIXELS = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -68,3 +70,13 @@ def test_a_server_was_cold_when_its_first_answer_took_much_longer_than_the_stead
 def test_a_cold_server_is_named():
     cold = dataclasses.replace(WARM, first_ms=900.0)
     assert _outcome([WARM, cold]).detail == "100 requests, 0 failed; the first client met a cold server: tiny s REST"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive"])
+def test_examples_that_are_not_whole_are_told_with_what_to_do(tmp_path, content):
+    path = Layout(tmp_path).examples("tiny", 1)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(EnvironmentFault, match="the examples of tiny are not whole") as raised:
+        exported.examples(Layout(tmp_path), "tiny", 1)
+    assert raised.value.problems[0].fix == "run `invoke export`"
