@@ -52,11 +52,12 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Declaration:
-    """A valid declaration and the file it came from."""
+    """A valid declaration, its text and the file it came from."""
 
     pipeline: Pipeline
     root: Path
     lines: dict[KeyPath, int]
+    text: str
     file: str = FILE
 
     def where(self, *path: str | int) -> str:
@@ -94,7 +95,7 @@ def parse(text: str, root: Path, file: str = FILE) -> Declaration:
             problems.append(Problem(f"{_dotted(path)}: {message}", f"{file}:{_line(document.lines, path)}"))
     if problems or pipeline is None:
         raise DeclarationError(sorted(problems, key=lambda problem: int(problem.where.rpartition(":")[2])))
-    return Declaration(pipeline, root, document.lines, file)
+    return Declaration(pipeline, root, document.lines, text, file)
 
 
 def value(name: str, text: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from launchpad import console, files, machine
 from launchpad.backends import how_ended
 from launchpad.client import RestClient, ServerError
+from launchpad.declaration import FILE
 from launchpad.errors import EnvironmentFault, Problem
 from launchpad.gates import Gate
 from launchpad.layout import Layout
@@ -72,7 +73,7 @@ def measure(context: Context, target: Target) -> Outcome:
         ending=generator.Ending(),
     )
     run.folder.mkdir(parents=True)
-    _keep_configuration(context.layout, run.folder)
+    _keep_configuration(context, run.folder)
     watch = serverside.Watch(target.server)
     try:
         with (
@@ -157,10 +158,10 @@ def _refuse_bad_trace(context: Context, profile: Profile) -> None:
         replay(context.layout.root / profile.arrivals)
 
 
-def _keep_configuration(layout: Layout, folder: Path) -> None:
-    """Copy what the run was made with into its folder."""
-    shutil.copy2(layout.root / "pipeline.yaml", folder / "pipeline.yaml")
-    shutil.copytree(layout.serving_config, folder / "config")
+def _keep_configuration(context: Context, folder: Path) -> None:
+    """Put what the run is made with into its folder: the declaration as it was read, whatever has become of it."""
+    files.write_text(folder / FILE, context.declaration.text)
+    shutil.copytree(context.layout.serving_config, folder / "config")
 
 
 @dataclass(frozen=True)
