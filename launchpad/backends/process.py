@@ -12,6 +12,8 @@ import psutil
 
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.05
+HEARD = ("127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1")
+"""Addresses at which a listener hears those who call 127.0.0.1."""
 
 
 def holder(port: int) -> str | None:
@@ -28,13 +30,14 @@ def holder(port: int) -> str | None:
 
 
 def listeners(port: int) -> set[int]:
-    """Return the ids of the processes that listen on a TCP port, of those that can be seen."""
+    """Return the ids of the processes that get connections to a port of 127.0.0.1, of those that can be seen."""
     return {
         connection.pid
         for connection in psutil.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
         and connection.laddr
         and connection.laddr.port == port
+        and connection.laddr.ip in HEARD
         and connection.pid
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -47,6 +48,21 @@ def test_a_taken_port_is_named_with_its_process(start):
     child = start(code + "print(s.getsockname()[1], flush=True); import sys; sys.stdin.read()", "a-mark")
     port = int(child.stdout.readline())
     assert process.holder(port).startswith(f"process {child.pid} ({sys.executable} -c")
+
+
+def test_who_listens_at_another_address_is_not_heard_here():
+    with socket.create_server(("127.0.0.1", 0)) as mine:
+        port = mine.getsockname()[1]
+        with socket.create_server(("127.0.0.2", port)):
+            assert process.listeners(port) == {os.getpid()}
+        mine.close()
+        with socket.create_server(("127.0.0.2", port)):
+            assert process.listeners(port) == set()
+
+
+def test_what_a_process_has_started_is_its_family(start):
+    child = start(WAIT)
+    assert child.pid in process.family(os.getpid()) and process.family(child.pid) == {child.pid}
 
 
 def test_servers_are_known_by_the_deployment_that_they_serve(start, tmp_path):
