@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launchpad import files
 from launchpad.errors import EnvironmentFault
-from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING, Layout
+from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING, Layout, is_version
 
 
 def prepare(layout: Layout, models: list[str]) -> None:
@@ -18,7 +18,7 @@ def prepare(layout: Layout, models: list[str]) -> None:
     """
     folder = files.staged(layout.deployment)
     for name in models:
-        versions = sorted((path for path in layout.versions(name).glob("*") if path.name.isdigit()), key=_number)
+        versions = [path for path in layout.versions(name).glob("*") if is_version(path.name)]
         if not versions:
             raise EnvironmentFault(f"{name} has no exported version", "models", "run `invoke export`")
         own_batching = layout.serving_config / name / MODEL_BATCHING
@@ -29,7 +29,7 @@ def prepare(layout: Layout, models: list[str]) -> None:
                 files.copy(own_batching, target / MODEL_BATCHING, link=True)
     if not (layout.serving_config / FLAGS_FILE).exists():
         raise EnvironmentFault("there is no rendered configuration", "serving/config", "run `invoke configure`")
-    for name in files.tree(layout.serving_config):
+    for name in files.names(layout.serving_config):
         text = (layout.serving_config / name).read_text(encoding="utf-8")
         files.write_text(folder / "config" / name, localise(text, layout.deployment))
 
@@ -45,7 +45,3 @@ def content(layout: Layout, models: list[str]) -> str:
     """Return the hash of everything that a server would serve: versions, configuration, flags."""
     parts = {name: files.tree(layout.versions(name)) for name in models}
     return files.digest([parts, files.tree(layout.serving_config)])
-
-
-def _number(path: Path) -> int:
-    return int(path.name)

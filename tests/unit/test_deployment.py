@@ -112,3 +112,9 @@ def test_the_content_hash_follows_what_is_served(layout, changed):
     assert deployment.content(layout, ["tiny"]) == before
     (layout.root / changed).write_text("other")
     assert deployment.content(layout, ["tiny"]) != before
+
+
+def test_a_folder_that_is_named_otherwise_is_no_version(layout):
+    layout.versions("tiny").joinpath("²").mkdir()
+    assemble(layout, ["tiny"])
+    assert {path.name for path in layout.deployed("tiny").iterdir()} == {"1", "2", "10"}
