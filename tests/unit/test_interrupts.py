@@ -9,6 +9,14 @@ import pytest
 from launchpad import interrupts
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Under `nohup` tests are started deaf to the end of the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", interrupts.ENDING)
 def test_the_end_of_a_time_limit_or_of_a_terminal_is_like_ctrl_c(number):
     with pytest.raises(KeyboardInterrupt) as raised, interrupts.alike():
@@ -18,14 +26,11 @@ def test_the_end_of_a_time_limit_or_of_a_terminal_is_like_ctrl_c(number):
 
 
 def test_what_is_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with interrupts.alike():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interrupts.alike():
+        signal.raise_signal(signal.SIGHUP)
+        with interrupts.deferred():
             signal.raise_signal(signal.SIGHUP)
-            with interrupts.deferred():
-                signal.raise_signal(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *interrupts.ENDING])
