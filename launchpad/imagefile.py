@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launchpad import files
-from launchpad.layout import MODEL_BATCHING, Layout, is_version
+from launchpad.layout import MODEL_BATCHING, Layout, numbered
 from launchpad.spec import Pipeline
 
 SCRIPTS = ("entrypoint.sh", "healthcheck.sh")
@@ -69,10 +69,7 @@ def content(layout: Layout, pipeline: Pipeline) -> str:
 
 def versions(layout: Layout, pipeline: Pipeline) -> dict[str, list[int]]:
     """Return the exported versions of each declared model, increasing."""
-    return {
-        name: sorted(int(path.name) for path in layout.versions(name).glob("*") if is_version(path.name))
-        for name in pipeline.models
-    }
+    return {name: [int(path.name) for path in numbered(layout.versions(name))] for name in pipeline.models}
 
 
 def own_batching(layout: Layout, pipeline: Pipeline) -> list[str]:

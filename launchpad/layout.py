@@ -15,9 +15,10 @@ MODEL_BATCHING = "batching_params.pbtxt"
 """A model's own batching parameters: the name that the server looks for in a version folder."""
 
 
-def is_version(name: str) -> bool:
-    """Tell whether a folder is named as a version is; not what a killed export left beside it, such as `.1.new`."""
-    return name.isascii() and name.isdecimal()
+def numbered(folder: Path) -> list[Path]:
+    """Return the versions in a folder, increasing; not what a killed export left beside them, such as `.1.new`."""
+    there = (path for path in folder.glob("*") if path.name.isascii() and path.name.isdecimal())
+    return sorted(there, key=lambda path: int(path.name))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from launchpad.client import GrpcClient, RestClient, ServerError
 from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault, GateFailed
 from launchpad.exclusive import exclusive
-from launchpad.layout import CANONICAL_MODELS, MODEL_BATCHING, Layout, is_version
+from launchpad.layout import CANONICAL_MODELS, MODEL_BATCHING, Layout, numbered
 from launchpad.server import Server
 from launchpad.spec import BatchQueue
 
@@ -64,7 +64,7 @@ class Publisher:
 
     def versions(self, model: str) -> list[int]:
         """Return the versions in the deployment folder, increasing."""
-        return sorted(int(path.name) for path in self._layout.deployed(model).glob("*") if is_version(path.name))
+        return [int(path.name) for path in numbered(self._layout.deployed(model))]
 
     def served(self, model: str) -> int:
         """Return the version that unversioned requests go to: the newest AVAILABLE. Raises ServerError."""

@@ -13,7 +13,7 @@ import yaml
 from launchpad import files, machine
 from launchpad.declaration import Declaration
 from launchpad.errors import EnvironmentFault, Problem
-from launchpad.layout import Layout, is_version
+from launchpad.layout import Layout, numbered
 from launchpad.spec import Batching, BatchQueue
 from launchpad.stage import spread
 
@@ -29,11 +29,10 @@ def model_digest(layout: Layout, model: str) -> str:
 
     Raises EnvironmentFault if no version was exported.
     """
-    versions = [path for path in layout.versions(model).glob("*") if is_version(path.name)]
+    versions = numbered(layout.versions(model))
     if not versions:
         raise EnvironmentFault(f"{model} has no exported version", "models", "run `invoke export`")
-    newest = max(versions, key=lambda path: int(path.name))
-    return files.digest(files.tree(newest, leave_out=[newest / "assets.extra"]))[:16]
+    return files.digest(files.tree(versions[-1], leave_out=[versions[-1] / "assets.extra"]))[:16]
 
 
 def other_machine(known: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launchpad import files
 from launchpad.errors import EnvironmentFault
-from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING, Layout, is_version
+from launchpad.layout import CANONICAL_CONFIG, CANONICAL_MODELS, FLAGS_FILE, MODEL_BATCHING, Layout, numbered
 
 
 def prepare(layout: Layout, models: list[str]) -> None:
@@ -18,7 +18,7 @@ def prepare(layout: Layout, models: list[str]) -> None:
     """
     folder = files.staged(layout.deployment)
     for name in models:
-        versions = [path for path in layout.versions(name).glob("*") if is_version(path.name)]
+        versions = numbered(layout.versions(name))
         if not versions:
             raise EnvironmentFault(f"{name} has no exported version", "models", "run `invoke export`")
         own_batching = layout.serving_config / name / MODEL_BATCHING

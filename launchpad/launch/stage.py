@@ -133,10 +133,11 @@ def _refuse_company(server: Server) -> None:
     Servers that can be replaced without a failed request share their ports; two that start at once both find them free.
     Those of a container are the engine's, which does not share them.
     """
-    own = set() if server.container else process.family(server.pid)
+    if server.container:
+        return
+    own = process.family(server.pid)
     for port in filter(None, (server.rest_port, server.grpc_port)):
-        others = process.listeners(port) - own if own else set()
-        if others:
+        if others := process.listeners(port) - own:
             raise EnvironmentFault(
                 f"port {port} was taken by {process.describe(min(others))} while the server started",
                 fix="end it, or declare another port",

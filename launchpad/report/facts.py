@@ -10,7 +10,7 @@ from typing import Any
 from launchpad import files, notes, runfolder
 from launchpad.compare import Difference, differences, unlike
 from launchpad.gates import Gate
-from launchpad.layout import Layout, is_version
+from launchpad.layout import Layout, numbered
 from launchpad.spec import Traffic
 
 
@@ -182,8 +182,7 @@ def models_of_lines(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _manifest(layout: Layout, name: str) -> Path:
-    there = (path for path in layout.evidence(name, 0).parent.glob("*") if is_version(path.name))
-    versions = sorted(there, key=lambda path: int(path.name))
+    versions = numbered(layout.evidence(name, 0).parent)
     return (versions[-1] if versions else layout.evidence(name, 1)) / "manifest.json"
 
 

@@ -97,6 +97,7 @@ def sleeper(built, engine, tmp_path):
     container.remove(force=True)
 
 
+@pytest.mark.alone  # a monitor that starts late beside other work sees the server idle
 def test_auto_takes_the_engine_and_the_chain_runs_through_a_container(dockerised):
     dockerised.edit(
         ("backend: docker", "backend: auto"), ("store: sqlite", "monitor: {interval_s: 0.5}\n\nstore: sqlite")
@@ -116,7 +117,7 @@ def test_auto_takes_the_engine_and_the_chain_runs_through_a_container(dockerised
 
     wait_for(lambda: seen()["cpu"] is not None)  # a share of a processor takes two samples
     figures = seen()
-    assert 0 < figures["cpu"] < 64 and 50 < figures["memory_mib"] < 8192 and figures["answered"] > 0
+    assert 0.01 < figures["cpu"] < 64 and 50 < figures["memory_mib"] < 8192 and figures["answered"] > 0
 
 
 def test_the_engine_finds_the_container_healthy_and_it_may_do_nothing_but_serve(server_container):
